@@ -1,0 +1,20 @@
+"""The dynamics of learning: gradient flow and gradient descent, simulated and by formula, for thousands of starts at once."""
+
+from dynamics import ensemble as ensemble
+from dynamics import exact as exact
+from dynamics import initial as initial
+from dynamics import losses as losses
+from dynamics import observables as observables
+from dynamics import reduce as reduce
+from dynamics import schedules as schedules
+from dynamics import status as status
+from dynamics import verify as verify
+from dynamics.exact import NoClosedForm as NoClosedForm
+from dynamics.problems import Decay as Decay
+from dynamics.problems import LayerPeeled as LayerPeeled
+from dynamics.problems import Peeled as Peeled
+from dynamics.rates import Rates as Rates
+from dynamics.simulate import descent as descent
+from dynamics.simulate import flow as flow
+from dynamics.trajectory import Trajectory as Trajectory
+from dynamics.verify import compare as compare

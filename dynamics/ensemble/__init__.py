@@ -1,0 +1,4 @@
+"""Many members at once."""
+
+from dynamics.ensemble.batch import Result as Result
+from dynamics.ensemble.batch import run as run

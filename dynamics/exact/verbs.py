@@ -1,0 +1,103 @@
+"""The two verbs by formula, and what can be said of a motion without following it."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dynamics import state as tree
+from dynamics.exact.closed_form import NoClosedForm, trajectory
+from dynamics.exact.dispatch import choose
+from dynamics.exact.limit import Limit
+from dynamics.problems import LayerPeeled, Peeled
+from dynamics.rates import Rates
+from dynamics.trajectory import Trajectory, check_observe, check_steps, check_times
+
+
+def flow(
+    problem: LayerPeeled, state: Peeled, rates: Rates, ts, *, scaled: bool = False, observe: dict | None = None
+) -> Trajectory:
+    """Gradient flow by formula; same arguments and same result as `dynamics.flow`.
+
+    Nothing is integrated where the rates have a constant ratio. Otherwise two 2x2 systems are, by a sixth-order
+    exponential integrator on a fixed grid, and `stats["error_estimate"]` states its relative error.
+
+    **Arguments:**
+
+    - `problem`, `state`, `rates`, `ts`, `observe`: as in `dynamics.flow`.
+    - `scaled`: states of unit norm (features and prototypes together, biases as they are) and the log of the norm in
+      `log_scale`: right at clocks far past the range of floating-point numbers.
+
+    **Raises:** `NoClosedForm` with the reasons; `ValueError` for anything out of range that is known before tracing.
+    """
+    form = choose(problem, rates)
+    state, problem, rates = _prepared(problem, state, rates)
+    ts = check_times(ts, state.features.dtype)
+    check_observe(observe, scaled)
+    valid = tree.all_finite((state, ts)) & rates.valid() & problem.valid()
+    return trajectory(form.flow(problem, state, rates, ts), problem, ts, valid, scaled, observe)
+
+
+def descent(
+    problem: LayerPeeled,
+    state: Peeled,
+    rates: Rates,
+    steps: int,
+    *,
+    every: int = 1,
+    dt=1.0,
+    momentum=0.0,
+    nesterov: bool = False,
+    scaled: bool = False,
+    observe: dict | None = None,
+) -> Trajectory:
+    """Gradient descent by formula; same arguments and same result as `dynamics.descent`.
+
+    **Arguments:**
+
+    - `problem`, `state`, `rates`, `steps`, `every`, `dt`, `momentum`, `nesterov`, `observe`: as in `dynamics.descent`.
+    - `scaled`: as in `exact.flow`.
+
+    **Raises:** `NoClosedForm` with the reasons; `ValueError` for anything out of range that is known before tracing.
+    """
+    form = choose(problem, rates)
+    steps, every = check_steps(steps, every, dt, momentum, nesterov)
+    state, problem, rates = _prepared(problem, state, rates)
+    dt, momentum = tree.cast((dt, momentum), state.features.dtype)
+    check_observe(observe, scaled)
+    valid = tree.all_finite((state, dt, momentum)) & rates.valid() & problem.valid()
+    valid = valid & (dt >= 0) & (momentum >= 0) & (momentum < 1)
+    motion = form.descent(problem, state, rates, steps, every, dt, momentum, nesterov)
+    return trajectory(motion, problem, every * jnp.arange(steps // every + 1), valid, scaled, observe)
+
+
+def limit(problem: LayerPeeled, state: Peeled, rates: Rates) -> Limit:
+    """What the motion tends to as the clocks go to infinity: direction, growth exponent, convergence rate, constants.
+
+    **Raises:** `NoClosedForm` where no closed form applies, or the rates have no constant ratio.
+    """
+    form = choose(problem, rates)
+    _need_constant_ratio(problem, rates)
+    state, problem, rates = _prepared(problem, state, rates)
+    return form.limit(problem, state, rates)
+
+
+def max_step(problem: LayerPeeled, rates: Rates, *, momentum=0.0, nesterov: bool = False) -> Float[Array, ""]:
+    """The largest `dt` of a descent at which every decaying mode stays stable, at the peak of the schedules.
+
+    Growing modes (below the threshold of decay) grow at any step. Infinite where nothing decays.
+
+    **Raises:** `NoClosedForm` where no closed form applies, or the rates have no constant ratio.
+    """
+    form = choose(problem, rates)
+    _need_constant_ratio(problem, rates)
+    check_steps(0, 1, 1.0, momentum, nesterov)
+    return form.max_step(problem, rates, momentum, nesterov)
+
+
+def _prepared(problem: LayerPeeled, state: Peeled, rates: Rates) -> tuple[Peeled, LayerPeeled, Rates]:
+    state = problem.check(state)
+    return state, *tree.cast((problem, rates), state.features.dtype)
+
+
+def _need_constant_ratio(problem: LayerPeeled, rates: Rates) -> None:
+    if not rates.constant_ratio and not problem.anchored:
+        raise NoClosedForm("the two rates have no constant ratio: neither limit nor stability bound is known by formula")

@@ -1,0 +1,85 @@
+"""States at t = 0, and class sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dynamics import validate
+from dynamics.problems import LayerPeeled, Peeled
+
+
+def gaussian(problem: LayerPeeled, *, dim: int, key, scale=1.0, dtype=None) -> Peeled:
+    """Independent normal features and prototypes, zero biases.
+
+    **Arguments:**
+
+    - `dim`: the dimension of feature space.
+    - `key`: a JAX random key.
+    - `scale`: the standard deviation of an entry, or a pair (of features, of prototypes).
+    - `dtype`: a floating dtype; None is JAX's default.
+    """
+    dim = validate.whole("dim", dim, 1)
+    scales = scale if isinstance(scale, tuple) else (scale, scale)
+    if len(scales) != 2:
+        raise ValueError(f"scale must be a number or a pair (features, prototypes), got {scale!r}")
+    for value in scales:
+        validate.nonnegative("scale", value)
+    dtype = validate.floating_dtype("dtype", jnp.result_type(float) if dtype is None else dtype)
+    for_features, for_prototypes = jax.random.split(key)
+    return Peeled(
+        scales[0] * jax.random.normal(for_features, (problem.num_samples, dim), dtype),
+        scales[1] * jax.random.normal(for_prototypes, (problem.num_classes, dim), dtype),
+    )
+
+
+def simplex_etf(num_classes: int, dim: int, *, key=None, scale=1.0, dtype=None) -> Float[Array, "classes dim"]:
+    """Prototypes of norm `scale` at the vertices of a simplex: all cosines -1/(classes - 1), sum zero.
+
+    **Arguments:**
+
+    - `num_classes`: >= 2; `dim`: at least `num_classes - 1`.
+    - `key`: turns the frame by a random rotation; None leaves it in the first coordinates.
+    """
+    num_classes, dim = validate.whole("num_classes", num_classes, 2), validate.whole("dim", dim, 1)
+    if dim < num_classes - 1:
+        raise ValueError(f"dim must be >= num_classes - 1 = {num_classes - 1} for a simplex ETF, got {dim}")
+    validate.nonnegative("scale", scale)
+    dtype = validate.floating_dtype("dtype", jnp.result_type(float) if dtype is None else dtype)
+    # rows of an orthonormal basis of the zero-sum vectors: column j of the Helmert matrix
+    j = np.arange(1, num_classes)
+    helmert = np.triu(np.ones((num_classes, num_classes - 1)))
+    helmert[j, j - 1] = -j
+    helmert /= np.sqrt(j * (j + 1.0))
+    frame = np.zeros((num_classes, dim))
+    frame[:, : num_classes - 1] = np.sqrt(num_classes / (num_classes - 1)) * helmert
+    frame = jnp.asarray(frame, dtype)
+    if key is not None:
+        frame = frame @ jax.random.orthogonal(key, dim, dtype=dtype)
+    return scale * frame
+
+
+def collapsed(problem: LayerPeeled, means: Float[Array, "classes dim"]) -> Float[Array, "samples dim"]:
+    """Features collapsed to their class means: each sample's feature is `means[label]`."""
+    means = jnp.asarray(means)
+    validate.shape("means", means, (problem.num_classes, "dim"), "(classes, dim)")
+    validate.finite("means", means)
+    return means[jnp.asarray(problem.labels)]
+
+
+def long_tailed_sizes(num_classes: int, largest: int, imbalance: float) -> np.ndarray:
+    """Class sizes falling geometrically from `largest` to `largest / imbalance`, rounded, at least one; shape (classes,)."""
+    num_classes, largest = validate.whole("num_classes", num_classes, 2), validate.whole("largest", largest, 1)
+    validate.finite("imbalance", imbalance)
+    if not imbalance >= 1:
+        raise ValueError(f"imbalance must be >= 1 (largest over smallest class), got {imbalance}")
+    sizes = largest * imbalance ** (-np.arange(num_classes) / (num_classes - 1))
+    return np.maximum(np.rint(sizes).astype(int), 1)
+
+
+def labels_of(sizes) -> np.ndarray:
+    """Labels sorted by class for the given class sizes."""
+    sizes = np.asarray(sizes)
+    if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or np.any(sizes < 1):
+        raise ValueError(f"sizes must be positive integers of shape (classes,), got {sizes}")
+    return np.repeat(np.arange(sizes.size), sizes)

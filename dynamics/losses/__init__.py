@@ -1,0 +1,8 @@
+"""Losses of logits and labels."""
+
+from dynamics.losses.base import Loss as Loss
+from dynamics.losses.base import SymmetricCoupling as SymmetricCoupling
+from dynamics.losses.linear import Linear as Linear
+from dynamics.losses.linear import Unhinged as Unhinged
+from dynamics.losses.nonlinear import CrossEntropy as CrossEntropy
+from dynamics.losses.nonlinear import SquaredError as SquaredError

@@ -1,0 +1,49 @@
+"""What a loss is: a function of one sample's logits and label, and, if it is linear in the logits, its coupling."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class SymmetricCoupling(eqx.Module):
+    r"""The coupling $A = a I - b \mathbf{1}\mathbf{1}^T$ of a linear loss $\ell(z, y) = -\langle A_y, z\rangle$.
+
+    **Arguments:**
+
+    - `diagonal`: $a$.
+    - `common`: $b$.
+    - `drift`: $a - C b$, the eigenvalue of the all-ones vector, kept apart so that it can be exactly zero.
+    """
+
+    diagonal: Float[Array, ""]
+    common: Float[Array, ""]
+    drift: Float[Array, ""]
+
+
+Coupling = SymmetricCoupling | Float[Array, "rows classes"]
+
+
+class Loss(eqx.Module):
+    """A per-sample loss. A new loss is one class with `__call__`; `coupling` only if it is linear in the logits."""
+
+    @abc.abstractmethod
+    def __call__(self, logits: Float[Array, " classes"], label: Int[Array, ""]) -> Float[Array, ""]:
+        """The loss of one sample."""
+
+    def coupling(self, num_classes: int) -> Coupling | None:
+        """The coupling A of a loss `-<A_y, z>`: symmetric, (classes, classes) by label, (samples, classes) by sample, or
+        None when the loss is not linear in the logits."""
+        return None
+
+    def valid(self) -> Bool[Array, ""]:
+        """Whether the hyper-parameters are finite and in range, traced or not."""
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in [*jax.tree.leaves(self), 0.0]]))
+
+
+def one_hot_sum(logits: Float[Array, " classes"], label: Int[Array, ""]) -> tuple[Array, Array]:
+    """The logit of the label and the sum of all the others."""
+    is_label = jnp.arange(logits.shape[-1]) == label
+    return jnp.sum(jnp.where(is_label, logits, 0)), jnp.sum(jnp.where(is_label, 0, logits))

@@ -1,0 +1,47 @@
+"""Directions: of features against their prototypes, and of a state against a reference."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from dynamics import state as tree
+from dynamics.observables.base import observable
+from dynamics.problems import LayerPeeled, Peeled
+
+
+def direction_gap(x: PyTree, y: PyTree) -> Float[Array, ""]:
+    """The distance between x and y, each divided by its norm; NaN when one of them is zero."""
+    size_x, size_y = tree.norm(x), tree.norm(y)
+    return tree.norm(jax.tree.map(lambda a, b: a / size_x - b / size_y, x, y))
+
+
+@observable(scale_invariant=True)
+def self_duality(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    """The distance between the features and their own prototypes, both stacked by sample and of unit norm."""
+    return direction_gap(state.features, problem.data.spread(state.prototypes))
+
+
+def distance_to(
+    reference: Peeled, part: Literal["both", "features", "prototypes"] = "both"
+) -> Callable[[LayerPeeled, Peeled], Array]:
+    """An observable: the distance of directions between a state and a reference, biases apart.
+
+    **Arguments:**
+
+    - `reference`: a `Peeled`, of any size.
+    - `part`: features and prototypes together, or one of them.
+    """
+    if part not in ("both", "features", "prototypes"):
+        raise ValueError(f"part must be 'both', 'features' or 'prototypes', got {part!r}")
+
+    def chosen(state: Peeled):
+        return (state.features, state.prototypes) if part == "both" else getattr(state, part)
+
+    @observable(scale_invariant=True, rotation_invariant=False)
+    def distance(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+        return direction_gap(chosen(state), chosen(reference))
+
+    return distance

@@ -1,0 +1,45 @@
+"""Sizes, loss and accuracy."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dynamics import state as tree
+from dynamics.observables.base import observable
+from dynamics.problems import LayerPeeled, Peeled, Problem
+
+
+@observable()
+def feature_norm(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    """Frobenius norm of the features."""
+    return tree.norm(state.features)
+
+
+@observable()
+def prototype_norm(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    """Frobenius norm of the prototypes."""
+    return tree.norm(state.prototypes)
+
+
+@observable()
+def bias_norm(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    """Euclidean norm of the biases."""
+    return tree.norm(state.biases)
+
+
+@observable()
+def loss(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    """The weighted mean loss over samples, without decay."""
+    return problem.data_loss(state)
+
+
+@observable()
+def objective(problem: Problem, state) -> Float[Array, ""]:
+    """What is minimised: the mean loss and the decay terms."""
+    return problem.objective(state)
+
+
+@observable()
+def accuracy(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    """The fraction of samples whose largest logit is that of their label; near ties it is rounding noise."""
+    right = jnp.argmax(problem.logits(state), axis=1) == jnp.asarray(problem.labels)
+    return jnp.mean(right.astype(state.features.dtype))

@@ -1,0 +1,6 @@
+"""What is trained."""
+
+from dynamics.problems.base import Problem as Problem
+from dynamics.problems.layer_peeled import Decay as Decay
+from dynamics.problems.layer_peeled import LayerPeeled as LayerPeeled
+from dynamics.problems.layer_peeled import Peeled as Peeled

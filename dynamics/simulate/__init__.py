@@ -1,0 +1,4 @@
+"""The two verbs numerically."""
+
+from dynamics.simulate.descent import descent as descent
+from dynamics.simulate.flow import flow as flow
