@@ -5,6 +5,7 @@ Per unit zeta2 an eigenvalue sigma grows with `omega_{1,2} = (-(s lambda1 + lamb
 """
 
 import dataclasses
+from typing import cast
 
 import mpmath
 import numpy as np
@@ -70,8 +71,9 @@ def best_gamma() -> Residuals:
         at = lambda gamma: Problem(C, N, gamma, s, lambda1, lambda2)
         f = lambda problem, sigma: 2 * s * sigma / (2 * _omegas(problem, sigma)[1] + s * lambda1 + lambda2)
         slope = lambda g: f(at(g), at(g).sigma1) - (C - 1) * f(at(g), abs(at(g).sigma2))
-        best = fminbound(lambda g: -at(g).gap(), star / 2, end, xtol=1e-10)
-        return [abs(claim / best - 1) for claim in (star, brentq(slope, star, end, xtol=1e-15))]
+        root = cast(float, brentq(slope, star, end, xtol=1e-15))
+        best = cast(float, fminbound(lambda g: -at(g).gap(), star / 2, end, xtol=1e-10))
+        return abs(star / best - 1), abs(root / best - 1)
 
     return worst(one)
 

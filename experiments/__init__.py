@@ -1,0 +1,1 @@
+"""The literature as runnable claims and figures: `python -m experiments --help`."""
