@@ -48,7 +48,9 @@ def class_means(problem: LayerPeeled, state: Peeled) -> ClassMeans:
     if coupling is None or coupling.by_sample or problem.normalize:
         raise ValueError("loss must be linear in the logits, with one coupling a label, for the class-mean reduction")
     if left or any(problem.data.sizes != per_class) or problem.data.static_weights is not None:
-        raise ValueError(f"classes must be balanced and samples unweighted for the class-mean reduction, got {problem.data.sizes}")
+        raise ValueError(
+            f"classes must be balanced and unweighted for the class-mean reduction, got sizes {problem.data.sizes}"
+        )
     if problem.bias:
         raise ValueError("bias must be False for the class-mean reduction: biases do not scale with the features")
     if problem.kernel is not None:

@@ -15,7 +15,8 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 def norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm of all leaves together; its gradient at a zero state is zero."""
     square = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    zero = square == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,20 +34,20 @@ def finite(name: str, x) -> None:
 def nonnegative(name: str, x) -> None:
     """Refuse a concrete value that is negative or not finite."""
     finite(name, x)
-    if is_numeric(x) and is_concrete(x) and np.any(np.asarray(x) < 0):
+    if is_numeric(x) and is_concrete(x) and np.any(np.asarray(x, float) < 0):
         raise ValueError(f"{name} must be >= 0, got {shown(x)}")
 
 
 def positive(name: str, x) -> None:
     """Refuse a concrete value that is not finite and above zero."""
     finite(name, x)
-    if is_numeric(x) and is_concrete(x) and np.any(np.asarray(x) <= 0):
+    if is_numeric(x) and is_concrete(x) and np.any(np.asarray(x, float) <= 0):
         raise ValueError(f"{name} must be > 0, got {shown(x)}")
 
 
 def increasing(name: str, x) -> None:
     """Refuse concrete values along the last axis that are not strictly increasing."""
-    if is_numeric(x) and is_concrete(x) and np.any(np.diff(np.asarray(x)) <= 0):
+    if is_numeric(x) and is_concrete(x) and np.any(np.diff(np.asarray(x, float)) <= 0):
         raise ValueError(f"{name} must be strictly increasing (no duplicates), got {shown(x)}")
 
 
@@ -83,10 +84,9 @@ def floating_dtype(name: str, dtype) -> jnp.dtype:
 
 def tolerance(name: str, x, dtype) -> float:
     """A Python float of at least twice the resolution of `dtype`."""
-    if not isinstance(x, int | float | np.generic) or isinstance(x, bool):
+    if not isinstance(x, int | float | np.integer | np.floating) or isinstance(x, bool):
         raise ValueError(f"{name} must be a Python number, got {x!r}")
     floor = 2 * float(jnp.finfo(dtype).eps)
     if not (math.isfinite(x) and x >= floor):
         raise ValueError(f"{name} must be finite and >= {floor:.3g} (2 eps of {jnp.dtype(dtype)}), got {x!r}")
     return float(x)
-

@@ -12,13 +12,15 @@ class Experiment(NamedTuple):
 
     - `name`: what the command line calls it; `family`: the group it belongs to; `summary`: one line.
     - `claims`: its statements, checked numerically.
+    - `long_claims`: statements that need the long simulation of its figure: checked whenever the figure is drawn.
     - `draw`: writes its figures into a folder and returns their paths; None if it has no figure.
-    - `measure`: further claims that come from the figure's own long simulation, checked only by `run`; they share `draw`'s work.
+    - `drawn_by_verify`: whether `verify` draws it too; the others are drawn by `run`.
     """
 
     name: str
     family: str
     summary: str
     claims: tuple[Claim, ...]
+    long_claims: tuple[Claim, ...] = ()
     draw: Callable[[Path], list[Path]] | None = None
     drawn_by_verify: bool = False

@@ -79,8 +79,7 @@ def run(
     for number, begin in enumerate(range(0, total, chunk)):
         chosen = order[begin : begin + chunk]
         padded = np.concatenate([chosen, np.full(chunk - chosen.size, chosen[0])])
-        values = call(jax.tree.map(lambda leaf: leaf[padded], host), jnp.asarray(padded))
-        values = jax.tree.map(lambda leaf: np.asarray(leaf)[: chosen.size], values)
+        values = _rows(call(_rows(host, padded), jnp.asarray(padded)), slice(chosen.size))
         pieces.append(values)
         codes.append(_status(values))
         if store is not None:
@@ -90,6 +89,11 @@ def run(
     back = np.argsort(order, kind="stable")
     values = jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *pieces)
     return Result(values, np.concatenate(codes)[back], index)
+
+
+def _rows(tree: PyTree, which) -> PyTree:
+    """The chosen rows of every leaf, on the host."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[which], tree)
 
 
 def _by_cost(cost: Callable, members: PyTree, chunk: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 r"""Flow of the modes when the two rates are not proportional: generators at different times do not commute.
 
-$\Phi' = (-\lambda_1\eta_1, u\eta_1; d\eta_2, -\lambda_2\eta_2)\,\Phi$ by the fourth-order Magnus expansion at two Gauss points a
-step, with the closed 2x2 exponential and Richardson extrapolation (order six).
+$\Phi' = (-\lambda_1\eta_1, u\eta_1; d\eta_2, -\lambda_2\eta_2)\,\Phi$ by the fourth-order Magnus expansion at two Gauss points
+a step, with the closed 2x2 exponential and Richardson extrapolation (order six).
 
 **Reference:** S. Blanes, F. Casas, J. A. Oteo, J. Ros, The Magnus expansion and some of its applications (2009), Section 5.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -28,10 +29,10 @@ def magnus_propagators(
     coarse = coarse * jnp.exp(coarse_log - fine_log)[:, None, None]
     error = jnp.max(jnp.abs(fine - coarse)) / 15 / jnp.max(jnp.abs(fine))
     best = fine + (fine - coarse) / 15
-    propagator = from_logs(best[:, 0, 0], best[:, 0, 1], best[:, 1, 0], best[:, 1, 1], fine_log)
+    traceless = from_logs(best[:, 0, 0], best[:, 0, 1], best[:, 1, 0], best[:, 1, 1], fine_log)
     trace = -0.5 * (decay.g * rates.features.integral(ts) + decay.w * rates.weights.integral(ts))
-    shifted = Propagator(*jax.tree.leaves(propagator)[:4], propagator.log_scale + trace)
-    return shifted, jax.lax.stop_gradient(error)
+    propagator = eqx.tree_at(lambda x: x.log_scale, traceless, traceless.log_scale + trace)
+    return propagator, jax.lax.stop_gradient(error)
 
 
 def _nodes(ts: Array, jumps: Array) -> tuple[Array, Array]:

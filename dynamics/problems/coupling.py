@@ -64,6 +64,12 @@ class Labels(eqx.Module):
         return x if self.static_weights is None else x * jnp.asarray(self.weights, x.dtype)[:, None]
 
 
+def _symmetric(coupling: SymmetricCoupling, by_class: Float[Array, "classes dim"]) -> Float[Array, "classes dim"]:
+    """(a I - b 11^T) x as a (x - mean) + (a - C b) mean: rounding then does not feed the mean mode step after step."""
+    mean = jnp.mean(by_class, axis=0)
+    return coupling.diagonal * (by_class - mean) + coupling.drift * mean
+
+
 class LabelCoupling(eqx.Module):
     """The matrix B of a linear loss on given labels, applied without being formed where it has structure."""
 
@@ -80,8 +86,7 @@ class LabelCoupling(eqx.Module):
         """B W, minus the gradient of the data part in the features."""
         coupling, samples = self.coupling, self.data.labels.size
         if isinstance(coupling, SymmetricCoupling):
-            by_class = coupling.diagonal * prototypes - coupling.common * jnp.sum(prototypes, axis=0)
-            return self.data.weighted(self.data.spread(by_class)) / samples
+            return self.data.weighted(self.data.spread(_symmetric(coupling, prototypes))) / samples
         rows = coupling @ prototypes
         return self.data.weighted(rows if self.by_sample else self.data.spread(rows)) / samples
 
@@ -90,8 +95,7 @@ class LabelCoupling(eqx.Module):
         coupling, samples = self.coupling, self.data.labels.size
         features = self.data.weighted(features)
         if isinstance(coupling, SymmetricCoupling):
-            sums = self.data.class_sums(features)
-            return (coupling.diagonal * sums - coupling.common * jnp.sum(sums, axis=0)) / samples
+            return _symmetric(coupling, self.data.class_sums(features)) / samples
         return coupling.T @ (features if self.by_sample else self.data.class_sums(features)) / samples
 
     def pull_biases(self, dtype) -> Float[Array, " classes"]:

@@ -107,6 +107,7 @@ def descent(
 
 
 def _judge(x, norm_cap):
+    """One pass over the state: its norm is NaN where the state is, and infinite only past any cap."""
     size = tree.norm(x)
     code = jnp.where(size <= norm_cap, status.OK, status.NORM_CAP)
-    return jnp.where(tree.all_finite(x), code, status.NON_FINITE).astype(jnp.int32)
+    return jnp.where(jnp.isnan(size), status.NON_FINITE, code).astype(jnp.int32)

@@ -1,0 +1,1 @@
+"""Races against peers, in one process, in turns: `python -m benchmarks`."""

@@ -1,0 +1,151 @@
+"""Directions of gradient descent at a constant step without decay: the factor they converge by, and the best gamma."""
+
+import functools
+
+import numpy as np
+
+from dynamics.verify import Claim
+from experiments.dense import size_of
+from experiments.descents import STEPS, descended
+from experiments.instances import (
+    SIZES,
+    Draw,
+    Size,
+    admissible,
+    class_sides,
+    common_part,
+    draws,
+    sigmas,
+    spread,
+    undecayed,
+    worst_of,
+)
+from experiments.oracles import generator, pull_matrix
+from experiments.registry import Experiment
+
+SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 3, in discrete time"
+SIZE = SIZES[2]
+
+
+def _zero_sum(x):
+    return x - common_part(x)
+
+
+def _drawn(size: Size, members: int):
+    """Draws without decay at ratio one, and steps from a tenth to thirty times 1/sigma1."""
+    draw = undecayed(admissible(draws(size, members), size))._replace(ratio=np.ones(members))
+    return draw, 10 ** (2.5 * draw.spare[:, 3] - 1) / sigmas(draw, size)[0]
+
+
+def _competitors(draw: Draw, size: Size, eta):
+    """Factors of E2 (of the sign that grows), of E3, and of E1 with the sign that fades, over that of the winner."""
+    sigma1, sigma2, _ = sigmas(draw, size)
+    return np.stack([1 + eta * np.abs(sigma2), np.ones_like(eta), np.abs(1 - eta * sigma1)]) / (1 + eta * sigma1)
+
+
+def _winner(features, prototypes, size: Size):
+    """The part in E1+, features and prototypes."""
+    own = _zero_sum(class_sides(features, size) + prototypes) / 2
+    return spread(own, size), own
+
+
+def _errors(draw: Draw, size: Size, eta):
+    """What is not in the winning space over what is, at each iterate, (members, STEPS + 1)."""
+    rates = np.broadcast_to(eta[:, None, None], (eta.size, 2, STEPS))
+    states = descended(draw, size, rates).simulated
+    features, prototypes = _winner(states.features, states.prototypes, size)
+    rest = np.hypot(size_of(states.features - features), size_of(states.prototypes - prototypes))
+    return rest / np.hypot(size_of(features), size_of(prototypes))
+
+
+def _contracts(size: Size, members: int):
+    draw, eta = _drawn(size, members)
+    errors = _errors(draw, size, eta)
+    factor = _competitors(draw, size, eta).max(axis=0)[:, None]
+    return np.maximum((errors[:, 1:] - factor * errors[:, :-1]) / np.maximum(errors[:, :-1], 1), 0).max(axis=1)
+
+
+def _tight(size: Size, members: int):
+    """From starts in the winning space and its slowest competitor."""
+    draw, eta = _drawn(size, members)
+    factors = _competitors(draw, size, eta)
+    features, prototypes = _winner(draw.features, draw.prototypes, size)
+    g, w = class_sides(draw.features, size), draw.prototypes
+    sign = np.where(sigmas(draw, size)[1] < 0, -1.0, 1.0)[:, None, None]
+    common, fading = common_part(sign * g + w) / 2, _zero_sum(w - g) / 2
+    none = np.zeros_like(w)
+    slow = [(spread(sign * common, size), common), (draw.features - spread(g, size), none), (-spread(fading, size), fading)]
+    slowest, members_ = factors.argmax(axis=0), np.arange(members)
+    features, prototypes = (
+        x + np.stack(parts)[slowest, members_] for x, parts in zip((features, prototypes), zip(*slow, strict=True), strict=True)
+    )
+    errors = _errors(draw._replace(features=features, prototypes=prototypes), size, eta)
+    predicted = errors[:, :1] * factors.max(axis=0)[:, None] ** np.arange(STEPS + 1)
+    return np.abs(errors - predicted).max(axis=1) / errors[:, 0]
+
+
+def _one_step(size: Size, members: int):
+    draw, _ = _drawn(size, members)
+    sigma1 = sigmas(draw, size)[0]
+    states = descended(draw, size, np.broadcast_to(1 / sigma1[:, None, None], (members, 2, STEPS))).simulated
+    fading = _zero_sum(states.prototypes[:, 1] - class_sides(states.features[:, 1], size)) / 2
+    return size_of(fading) / size_of(states.prototypes[:, 1])
+
+
+def _best_gamma(size: Size, members: int):
+    """The factor at min(1/(C-1), 2 sqrt(N)/eta) minus the best on a grid, factors from the dense spectrum."""
+    _, eta = _drawn(size, members)
+    top = 2 / (size.classes - 2) if size.classes > 2 else 2.0
+    best = np.minimum(1 / (size.classes - 1), 2 * np.sqrt(size.per_class) / eta)
+    grid = np.broadcast_to(top * np.linspace(0.005, 0.995, 100), (members, 100))
+    labels = np.repeat(np.arange(size.classes), size.per_class)
+    one, zero = np.ones(grid.size + members), np.zeros(grid.size + members)
+    gammas = np.concatenate([best[:, None], grid], axis=1)
+    unique, where = np.unique(gammas, return_inverse=True)
+    dense = generator(pull_matrix(labels, unique), (one[: unique.size],) * 2, (zero[: unique.size],) * 2)
+    growth = 1 + eta[:, None, None] * np.linalg.eigvalsh(dense)[where.reshape(gammas.shape)]
+    others, winner = growth[..., : -(size.classes - 1)], growth[..., -1]
+    factors = np.abs(others).max(axis=-1) / winner
+    return np.maximum(factors[:, 0] - factors[:, 1:].min(axis=1), 0)
+
+
+_claim = functools.partial(
+    Claim,
+    id="beyond.gd",
+    source=SOURCE,
+    assumptions=("balanced classes", "no decay", "equal rates", "constant step", "0 < gamma < 2/(C-2)"),
+)
+_check = functools.partial(functools.partial, worst_of, sizes=(SIZE,))
+
+EXPERIMENT = Experiment(
+    name="gd-direction",
+    family="beyond",
+    summary="directions of gradient descent at a constant step",
+    claims=(
+        _claim(
+            name="gd-contraction",
+            statement="the direction converges at every constant step: its error shrinks each step at least by "
+            "max(1 + eta|sigma2|, 1, |1 - eta sigma1|)/(1 + eta sigma1)",
+            tolerance=1e-14,
+            check=_check(_contracts),
+        ),
+        _claim(
+            name="gd-contraction-tight",
+            statement="that factor is attained from starts in the slowest competing space",
+            tolerance=1e-13,
+            check=_check(_tight),
+        ),
+        _claim(
+            name="gd-one-step",
+            statement="eta sigma1 = 1 removes the fading part of E1 in one step",
+            tolerance=1e-14,
+            check=_check(_one_step),
+        ),
+        _claim(
+            name="gd-best-gamma",
+            statement="the factor is smallest at gamma = min(1/(C-1), 2 sqrt(N)/eta): 1/(C-1) while eta sigma1 <= 2 there",
+            tolerance=1e-14,
+            check=functools.partial(worst_of, _best_gamma),
+        ),
+    ),
+)
