@@ -14,6 +14,11 @@ from experiments.registry import Experiment
 FLOOR = 1e-12
 """Distances below this are rounding: the table only bounds them."""
 SEEDS = (0, 1, 2)
+ITERATES = ("C = 100, N = 10, p = 512, 50 000 steps", "one seed", "iterates of class means and deviations")
+ROUNDING = (
+    "not the formula but the rounding of float64 iterates, 1e-13 of the norm after 50 000 steps: it moves a distance of 1.4e-9 by "
+    "3e-8 of itself and one of 1.5e-11 by 4e-5; in 80-bit arithmetic (p = 8) the same iterates agree with the formula to 4e-11"
+)
 BAND_SEEDS = tuple(range(8))
 BAND_EVERY = 2500
 
@@ -39,7 +44,7 @@ class Panel(NamedTuple):
 class Figure(NamedTuple):
     """A figure of the paper. `curves` maps labels to settings, `rows` is its table, `panels` what is drawn.
 
-    `finding` says why the iterates miss the closed form by more than the tolerance, where they do.
+    `below_rounding`: it shows distances so small that the rounding of float64 iterates is more than 1e-8 of them.
     """
 
     number: int
@@ -49,7 +54,7 @@ class Figure(NamedTuple):
     panels: Sequence[Panel]
     anchored: bool = False
     drawn_by_verify: bool = False
-    finding: str = ""
+    below_rounding: bool = False
 
 
 def experiment(figure: Figure) -> Experiment:
@@ -76,10 +81,19 @@ def experiment(figure: Figure) -> Experiment:
                 id=f"fig.{figure.number}",
                 statement="50 000 real iterates agree with the discrete closed form wherever it is above 1e-11",
                 source=f"{SOURCE}, Figure {figure.number}",
-                assumptions=("C = 100, N = 10, p = 512, 50 000 steps", "one seed", "iterates of class means and deviations"),
+                assumptions=ITERATES,
                 tolerance=1e-8,
-                check=lambda members: _iterates(figure),
-                finding=figure.finding,
+                check=lambda members: _iterates(figure, rounding=0.0),
+                finding=ROUNDING if figure.below_rounding else "",
+            ),
+            Claim(
+                name=f"{name}-iterates-to-rounding",
+                id=f"fig.{figure.number}",
+                statement="the same once 1e-15 of the norm, the rounding of float64 iterates, is taken off each distance",
+                source=f"{SOURCE}, Figure {figure.number}",
+                assumptions=ITERATES,
+                tolerance=1e-8,
+                check=lambda members: _iterates(figure, rounding=1e-15),
             ),
         ),
         draw=lambda folder: _draw(figure, folder),
@@ -105,8 +119,11 @@ def _table(figure: Figure) -> Measured:
     return Measured(worst, len(SEEDS), where, numbers)
 
 
-def _iterates(figure: Figure) -> Measured:
-    """Worst relative gap over all curves, times, and quantities that the figure shows."""
+def _iterates(figure: Figure, rounding: float) -> Measured:
+    """Worst relative gap over all curves, times, and quantities that the figure shows.
+
+    `rounding` times the norm is first taken off the gap of a distance.
+    """
     shown = {row.quantity for row in figure.rows} | {panel.quantity for panel in figure.panels}
     quantities = sorted(shown - {"accuracy", "log_norm_ratio"})  # a count, and a logarithm that goes through zero
     worst, where = -1.0, ""
@@ -115,7 +132,11 @@ def _iterates(figure: Figure) -> Measured:
         exact = path(0, setting, by_formula=True, anchored=figure.anchored)
         for quantity in quantities:
             value, reference = np.abs(getattr(moved, quantity)), np.abs(getattr(exact, quantity))
-            gap = np.where(reference > 1e-11, np.abs(value / reference - 1), 0.0)
+            gap = np.abs(value - reference)
+            if quantity.endswith("distance"):
+                size = exact.prototype_norm if quantity == "plain_distance" else 1.0
+                gap = np.maximum(gap - rounding * size, 0.0)
+            gap = np.where(reference > 1e-11, gap / reference, 0.0)
             gap = np.where(np.isfinite(gap), gap, np.inf)
             if gap.max() > worst:
                 worst, where = float(gap.max()), f"{quantity} of {curve} at step {exact.steps[gap.argmax()]}"

@@ -27,5 +27,6 @@ EXPERIMENT = experiment(
             Panel("distance to the limit at the threshold", "plain_distance", r"$\|W-P\|$"),
             Panel("balance of the norms", "log_norm_ratio", r"$\log(\|H\|/\|W\|)$"),
         ),
+        below_rounding=True,
     )
 )

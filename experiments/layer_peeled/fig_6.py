@@ -25,5 +25,6 @@ EXPERIMENT = experiment(
             Panel("feature norm", "feature_norm", r"$\|H\|$"),
             Panel("prototype norm", "prototype_norm", r"$\|W\|$"),
         ),
+        below_rounding=True,
     )
 )
