@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import expm
 
-from experiments.instances import HORIZON, Draw, Size
+from experiments.instances import HORIZON, Draw, Kernels, Size
 
 
 def stacked(features, prototypes) -> np.ndarray:
@@ -101,3 +101,28 @@ def rate_of(clocks, distance, low: float = 1e-9, high: float = 1e-6) -> np.ndarr
     logs = np.where(kept, np.log(np.where(kept, distance, 1.0)), 0.0)
     x, y = (np.where(kept, v - np.where(kept, v, 0.0).sum(axis=1, keepdims=True) / count, 0.0) for v in (clocks, logs))
     return -np.sum(x * y, axis=1) / np.sum(x * x, axis=1)
+
+
+def product(kernels: Kernels) -> np.ndarray:
+    """The kernel across samples times that across coordinates, on features flattened sample by sample."""
+    size = kernels.across_samples.shape[1] * kernels.across_features.shape[1]
+    return np.einsum("mij,mpq->mipjq", *kernels).reshape(-1, size, size)
+
+
+def kernel_generator(draw: Draw, size: Size, theta) -> np.ndarray:
+    """The generator of any kernel on features flattened sample by sample, (samples dim)^2, per unit of the weights' clock."""
+    pull, dim = coupling(draw, size), np.eye(size.dim)
+    wide = np.einsum("mci,pq->mcpiq", pull, dim).reshape(len(pull), size.classes * size.dim, -1)
+    top = draw.ratio[:, None, None] * theta @ wide.swapaxes(1, 2)
+    decays = np.repeat([draw.ratio * draw.decay[:, 0], draw.decay[:, 1]], wide.shape[:0:-1], axis=0).T
+    generator = np.zeros((len(pull), decays.shape[1], decays.shape[1]))
+    k = wide.shape[2]
+    generator[:, :k, k:], generator[:, k:, :k] = top, wide
+    return generator - decays[:, :, None] * np.eye(decays.shape[1])
+
+
+def under_kernel(draw: Draw, size: Size, theta, clocks) -> np.ndarray:
+    """Z at the given clock of the weights, (members,), under any kernel."""
+    start = stacked(draw.features, draw.prototypes)
+    motion = expm(clocks[:, None, None] * kernel_generator(draw, size, theta))
+    return (motion @ start.reshape(len(start), -1, 1)).reshape(start.shape)

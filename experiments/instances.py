@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 import dynamics as dyn
 from dynamics.state import norm
@@ -34,6 +35,10 @@ SIZES = (Size(3, 2, 4), Size(2, 3, 2), Size(5, 2, 3))
 """Small sizes: generic, two classes, and fewer dimensions than a simplex needs."""
 
 
+Leaf = Any
+"""NumPy on the host, a tracer inside a program."""
+
+
 class Draw(NamedTuple):
     """The random numbers of one member; arrays of a whole ensemble have a leading axis.
 
@@ -46,15 +51,15 @@ class Draw(NamedTuple):
     - `spare`: uniform numbers in (0, 1) for whatever else a claim draws, shape (16,).
     """
 
-    gamma: np.ndarray
-    ratio: np.ndarray
-    rate: np.ndarray
-    floor: np.ndarray
-    decay: np.ndarray
-    features: np.ndarray
-    prototypes: np.ndarray
-    biases: np.ndarray
-    spare: np.ndarray
+    gamma: Leaf
+    ratio: Leaf
+    rate: Leaf
+    floor: Leaf
+    decay: Leaf
+    features: Leaf
+    prototypes: Leaf
+    biases: Leaf
+    spare: Leaf
 
 
 @functools.cache
@@ -88,6 +93,26 @@ def admissible(draw: Draw, size: Size) -> Draw:
     top = 2 / (size.classes - 2) if size.classes > 2 else 2.0
     inside = top * (0.05 + 0.9 * draw.spare[:, 0])
     return draw._replace(gamma=np.where(draw.gamma == 0, inside, draw.gamma))
+
+
+class Kernels(NamedTuple):
+    """Random kernels across samples and across feature coordinates, (members, k, k); half of them singular."""
+
+    across_samples: np.ndarray
+    across_features: np.ndarray
+
+
+@functools.cache
+def kernels(size: Size, members: int) -> Kernels:
+    """Those of `members` members."""
+    rng = np.random.default_rng([3, *size])
+
+    def one(k):
+        roots = rng.normal(size=(members, k, k)) / k**0.5
+        roots[: members // 2, :, -1:] = 0.0
+        return roots @ roots.swapaxes(1, 2)
+
+    return Kernels(one(size.classes * size.per_class), one(size.dim))
 
 
 class Instance(NamedTuple):
@@ -150,12 +175,12 @@ def worst_of(residuals: Callable, members: int, *, sizes: Sequence[Size] = SIZES
 # The library's answers for all members of a draw: one compiled program for each size, whatever the numbers.
 
 
-def simulated(draw: Draw, size: Size, ts=TIMES) -> dyn.Trajectory:
+def simulated(draw: Draw, size: Size, ts: ArrayLike = TIMES) -> dyn.Trajectory:
     """The flow with biases by the adaptive solver, at tolerance 1e-10."""
     return _run(_simulated, draw, size, ts)
 
 
-def by_formula(draw: Draw, size: Size, ts=TIMES, *, scaled: bool = False) -> dyn.Trajectory:
+def by_formula(draw: Draw, size: Size, ts: ArrayLike = TIMES, *, scaled: bool = False) -> dyn.Trajectory:
     """The flow with biases by formula; `ts` of shape (times,), or (members, times): times of their own."""
     return _run(_by_scaled_formula if scaled else _by_formula, draw, size, ts)
 
@@ -186,7 +211,7 @@ def _program(one: Callable, size: Size):
     return jax.jit(jax.vmap(lambda draw, ts: one(draw, size, ts)))
 
 
-def _run(one: Callable, draw: Draw, size: Size, ts):
+def _run(one: Callable, draw: Draw, size: Size, ts: ArrayLike):
     """In chunks of one size, padded with the first member: claims with other numbers of members share the program."""
     members = draw.gamma.shape[0]
     inputs = draw, np.broadcast_to(np.asarray(ts, float), (members, np.shape(ts)[-1]))

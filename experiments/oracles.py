@@ -23,6 +23,17 @@ class States(NamedTuple):
     biases: np.ndarray
 
 
+def labels_of(sizes) -> np.ndarray:
+    """Labels sorted by class, for class sizes."""
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def sides_of(features: np.ndarray, sizes) -> np.ndarray:
+    """Class sums over the root of the class size, (..., classes, dim)."""
+    own = labels_of(sizes)[:, None] == np.arange(len(sizes))
+    return (own / np.sqrt(sizes)).T @ features
+
+
 def column(x) -> np.ndarray:
     """A number of each member, shaped to multiply its matrices."""
     return np.asarray(x)[..., None, None]
@@ -42,6 +53,18 @@ def generator(pull: np.ndarray, rates, decays) -> np.ndarray:
     top = np.concatenate([fading[0] * np.eye(samples), column(rates[0]) * pull], axis=-1)
     bottom = np.concatenate([column(rates[1]) * np.swapaxes(pull, -1, -2), fading[1] * np.eye(classes)], axis=-1)
     return np.concatenate([top, bottom], axis=-2)
+
+
+def dense_motion(pull, start, clocks, decays) -> np.ndarray:
+    """Z after two positive clocks, rates of constant ratio: all eigenvectors of the generator, symmetric in their roots' units."""
+    samples, classes = pull.shape[-2:]
+    roots = [np.sqrt(clock) for clock in clocks]
+    units = np.repeat(np.stack(roots, axis=-1), (samples, classes), axis=-1)[..., None]
+    symmetric = generator(pull, roots, [root * decay for root, decay in zip(roots, decays, strict=True)])
+    # in these units both blocks of pulls are alike: the root of each clock, times the root of the other
+    symmetric = symmetric * np.where(np.eye(samples + classes) == 0, np.swapaxes(units, -1, -2), 1.0)
+    exponents, vectors = np.linalg.eigh(symmetric)
+    return units * (vectors @ (np.exp(exponents)[..., None] * (np.swapaxes(vectors, -1, -2) @ (start / units))))
 
 
 def descend(pull, start, rates, decays, momentum=0.0, *, nesterov: bool = False) -> States:
@@ -102,27 +125,29 @@ def moved_by(matrix: np.ndarray, g: np.ndarray, w: np.ndarray) -> tuple[np.ndarr
     return entry(0, 0) * g + entry(0, 1) * w, entry(1, 0) * g + entry(1, 1) * w
 
 
-def precise_motion(pull, start, clocks, decays, digits: int = 60) -> tuple[np.ndarray, float]:
-    """The stacked state of one member after the clocks (numbers): its direction, of unit norm, and the log of its norm.
+def precise_motion(pull, start, rates, decays, times, digits: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """The stacked state of one member at constant rates: directions of unit norm, and logs of norms, at the times.
 
-    The generator, made symmetric by the roots of the clocks, is taken apart into eigenvectors in extended precision.
+    The generator, made symmetric by the roots of the rates, is taken apart into eigenvectors in extended precision.
     """
     samples, classes = pull.shape
     with mpmath.workdps(digits):
-        root = [mpmath.sqrt(clocks[0])] * samples + [mpmath.sqrt(clocks[1])] * classes
+        root = [mpmath.sqrt(rates[0])] * samples + [mpmath.sqrt(rates[1])] * classes
         decay = [mpmath.mpf(decays[0])] * samples + [mpmath.mpf(decays[1])] * classes
         symmetric = mpmath.diag([-lam * r**2 for lam, r in zip(decay, root, strict=True)])
         for i in range(samples):
             for c in range(samples, samples + classes):
                 symmetric[i, c] = symmetric[c, i] = root[i] * root[c] * pull[i, c - samples]
         exponents, vectors = mpmath.eigsy(symmetric)
-        top = max(exponents)
-        factors = mpmath.diag([mpmath.exp(exponent - top) for exponent in exponents])
-        units = mpmath.diag(root)
-        moved = units * (vectors * (factors * (vectors.T * (units**-1 * mpmath.matrix(start.tolist())))))
-        length = mpmath.sqrt(mpmath.fsum(x**2 for x in moved))
-        direction = np.array([[float(x / length) for x in row] for row in moved.tolist()])
-        return direction, float(top + mpmath.log(length))
+        top, units = max(exponents), mpmath.diag(root)
+        parts = vectors.T * (units**-1 * mpmath.matrix(start.tolist()))
+        directions, logs = [], []
+        for t in times:
+            moved = units * (vectors * (mpmath.diag([mpmath.exp((x - top) * t) for x in exponents]) * parts))
+            length = mpmath.sqrt(mpmath.fsum(x**2 for x in moved))
+            directions.append([[float(x / length) for x in row] for row in moved.tolist()])
+            logs.append(float(top * t + mpmath.log(length)))
+        return np.array(directions), np.array(logs)
 
 
 def stack(states) -> np.ndarray:

@@ -4,10 +4,8 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 import dynamics as dyn
 
@@ -29,35 +27,17 @@ def start(problem: dyn.LayerPeeled, dim: int, seed: int = 0, dtype=float) -> dyn
     return dyn.Peeled(numbers[: problem.num_samples], numbers[problem.num_samples :], biases)
 
 
+def spoiled(array, value) -> np.ndarray:
+    """A copy with one entry replaced."""
+    array = np.array(array)
+    array.flat[1] = value
+    return array
+
+
 def relative(x, y) -> float:
     """The norm of x - y over the norm of y, all leaves together; in the precision of numpy."""
     a, b = (np.concatenate([np.ravel(np.asarray(leaf, float)) for leaf in jax.tree.leaves(z)]) for z in (x, y))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
-def central_difference(function: Callable, x, width: float = 1e-6):
-    """The derivative of a scalar or vector function in every number of the pytree `x`: a pytree like x, one value each.
-
-    A vector-valued function gives its Jacobian: the outputs are the leading axis.
-    """
-    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, float), x))
-    steps = width * jnp.maximum(1.0, jnp.abs(flat))
-    both = jnp.concatenate([flat + jnp.diag(steps), flat - jnp.diag(steps)])
-    values = jax.vmap(lambda moved: ravel_pytree(function(unravel(moved)))[0])(both)
-    slopes = (values[: flat.size] - values[flat.size :]) / (2 * steps[:, None])
-    return slopes.T
-
-
-def jacobian(function: Callable, x):
-    """The same by automatic differentiation."""
-    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, float), x))
-    return jax.jacfwd(lambda moved: ravel_pytree(function(unravel(moved)))[0])(flat)
-
-
-def gradient_gap(function: Callable, x, width: float = 1e-6) -> float:
-    """The largest difference between automatic and central derivatives, over the largest derivative (or one)."""
-    auto, central = np.asarray(jacobian(function, x)), np.asarray(central_difference(function, x, width))
-    return float(np.max(np.abs(auto - central)) / max(1.0, np.max(np.abs(central))))
 
 
 def refused(call: Callable, *words: str) -> None:

@@ -22,14 +22,14 @@ STENCIL["forward"] = ((0, -25 / 12), (1, 4.0), (2, -3.0), (3, 4 / 3), (4, -1 / 4
 def points(shape: Shape) -> dict[str, cases.Numbers]:
     """A generic point, and the points at which a printed formula divides by zero or a mode changes its kind."""
     x = cases.member(cases.numbers(shape, 1, 4, decay=True), 0)
-    x["gamma"], x["rates"], x["ts"] = np.array(0.21), np.array([0.8, 0.5]), np.array([1.1, 4.0])
-    x["cuts"], x["horizon"], x["momentum"] = np.array([0.6, 2.3]), np.array(3.1), np.array(0.6)
+    x["gamma"], x["rates"], x["ts"] = np.array(0.21), np.array([0.8, 0.5]), np.array([1.1, 12.0])
+    x["cuts"], x["horizon"], x["momentum"] = np.array([0.6, 2.3]), np.array(7.07), np.array(0.6)
     optimum, still = 1 / (shape.classes - 1), np.zeros(3)
     critical = 1.21 / shape.classes / np.sqrt(shape.samples / shape.classes)
     return {
         "generic": x,
         "no decay": x | {"decay": still},
-        "start": x | {"ts": np.array([0.0, 4.0])},
+        "start": x | {"ts": np.array([0.0, 12.0])},
         "gamma 0": x | {"gamma": np.array(0.0)},
         "gamma 0, no decay": x | {"gamma": np.array(0.0), "decay": still},
         "optimum": x | {"gamma": np.array(optimum)},
@@ -38,6 +38,8 @@ def points(shape: Shape) -> dict[str, cases.Numbers]:
         "r = 0": x | {"gamma": np.array(optimum), "decay": np.array([0.25, 0.4, 0.1])},
         "critical decay": x | {"decay": np.full(3, critical)},
         "tie": x | {"gamma": np.array(2 / (shape.classes - 2)), "decay": still},
+        "equal": x | {"rates": np.array([1.0, 0.5]), "decay": np.full(3, 0.1)},
+        "equal, no decay": x | {"rates": np.array([1.0, 0.5]), "decay": still},
         "no rate": x | {"rates": np.zeros(2)},
         "features still": x | {"rates": np.array([0.0, 0.5])},
         "weights still": x | {"rates": np.array([0.8, 0.0]), "decay": still},
@@ -95,7 +97,6 @@ def worst_gap(one, at: dict[str, cases.Numbers], step: float, fixed: tuple[str, 
 
 
 FLOWS = {
-    "balanced": (BALANCED, False),
     "balanced-scaled": (BALANCED, True),
     "groups-scaled": (GROUPS, True),
     "by-label": (BY_LABEL, False),
@@ -116,19 +117,19 @@ def test_exact_flow(name):
         rates = dyn.Rates.proportional(Constant(x["rates"][1]), x["rates"][0])
         return number(dyn.exact.flow(cases.problem(shape, x), cases.start(x), rates, x["ts"], scaled=scaled))
 
-    gap = worst_gap(one, shown(shape), 1e-3, fixed=("kernel", "feature_kernel"))
+    unused = "cuts", "horizon", "momentum", "kernel", "feature_kernel"
+    gap = worst_gap(one, shown(shape), 1e-3, unused)
     print(name, gap)
     assert gap <= 1e-6
 
 
-@pytest.mark.parametrize("shape", [BALANCED, GROUPS])
-def test_exact_flow_between_jumps(shape):
+def test_exact_flow_between_jumps():
     def one(x):
         weights = Piecewise(x["rates"][1] * jnp.array([1.0, 0.2, 2.0]), x["cuts"])
         rates = dyn.Rates(Cosine(x["rates"][0], x["horizon"]), weights)
-        return number(dyn.exact.flow(cases.problem(shape, x), cases.start(x), rates, x["ts"]))
+        return number(dyn.exact.flow(cases.problem(GROUPS, x), cases.start(x), rates, x["ts"]))
 
-    gap = worst_gap(one, points(shape), 1e-3)
+    gap = worst_gap(one, points(GROUPS), 1e-3, ("momentum",))
     print(gap)
     assert gap <= 1e-6
 
@@ -139,7 +140,7 @@ def test_exact_descent():
         run = {"dt": x["ts"][1] / 40, "momentum": x["momentum"]}
         return number(dyn.exact.descent(cases.problem(GROUPS, x), cases.start(x), rates, 40, every=10, **run))
 
-    gap = worst_gap(one, points(GROUPS), 1e-3)
+    gap = worst_gap(one, points(GROUPS), 1e-3, ("cuts",))
     print(gap)
     assert gap <= 1e-6
 
@@ -150,7 +151,7 @@ def test_descent():
         run = {"dt": x["ts"][1] / 40, "momentum": x["momentum"], "nesterov": True}
         return number(dyn.descent(cases.problem(BALANCED, x), cases.start(x), rates, 40, every=10, **run))
 
-    gap = worst_gap(one, points(BALANCED), 1e-3)
+    gap = worst_gap(one, points(BALANCED), 1e-3, ("cuts",))
     print(gap)
     assert gap <= 1e-6
 
@@ -161,7 +162,7 @@ def test_flow():
         run = {"rtol": 1e-10, "atol": 1e-10}
         return number(dyn.flow(cases.problem(BALANCED, x), cases.start(x), rates, x["ts"], **run))
 
-    kept = "generic", "start", "gamma 0, no decay", "r = 0", "critical decay", "no rate"
-    gap = worst_gap(one, {name: points(BALANCED)[name] for name in kept}, 3e-3)
+    kept = "generic", "start", "gamma 0, no decay", "r = 0", "critical decay", "tie", "no rate"
+    gap = worst_gap(one, {name: points(BALANCED)[name] for name in kept}, 1e-2, ("cuts", "momentum"))
     print(gap)
     assert gap <= 1e-6

@@ -94,9 +94,9 @@ def cosine_and_steps(x):
 def warm_steps_and_polynomial(x):
     a, b = x["rates"] + 0.1
     values, cut = a * np.array([1.0, 0.2]), x["cuts"][:1]
-    rates = dyn.Rates(Warmup(1.3, Piecewise(values, cut)), Polynomial(b, 9.0, 2.0, 0.1 * b))
+    rates = dyn.Rates(Warmup(1.3, Piecewise(values, cut)), Polynomial(b, 9.0, 0.7, 0.1 * b))
     eta1 = oracles.warmup(1.3, oracles.piecewise(values, cut))
-    return rates, eta1, oracles.polynomial(b, 9.0, 2.0, 0.1 * b), [1.3, *(1.3 + cut), 9.0]
+    return rates, eta1, oracles.polynomial(b, 9.0, 0.7, 0.1 * b), [1.3, *(1.3 + cut), 9.0]
 
 
 def growing_and_cosine(x):

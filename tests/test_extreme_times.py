@@ -12,7 +12,7 @@ SHAPES = {
     "balanced": Shape(balanced(3, 2), 2, bias=False),
     "balanced-wide": Shape(balanced(4, 1), 1, bias=False),
     "two-groups": Shape((1, 0, 2, 0, 3, 1), 2, bias=False),  # sizes 2, 2, 1, 1
-    "three-groups-weighted": Shape((0, 0, 1, 2, 2, 3, 4, 4), 2, bias=False),  # sizes 2, 1, 2, 1, 2
+    "three-groups": Shape((0, 3, 0, 1, 2, 3, 3, 1), 2, bias=False),  # sizes 2, 2, 1, 3
 }
 TS = (3.0, 200.0, 1e9, 1e12)
 

@@ -20,9 +20,7 @@ def anneal(t):
 def test_cosine():
     schedule = FromOptax(optax.cosine_decay_schedule(0.5, 700, alpha=0.1), 1000.0)
     ts = np.linspace(0.0, 1200.0, 25)
-    rate, clock, slope = jax.jit(
-        lambda t: (schedule(t), schedule.integral(t), jax.vmap(jax.grad(schedule.integral))(t))
-    )(ts)
+    rate, clock, slope = jax.jit(lambda t: (schedule(t), schedule.integral(t), jax.vmap(jax.grad(schedule.integral))(t)))(ts)
     expected = [anneal(t) for t in np.minimum(ts, 1000.0)]
     np.testing.assert_allclose(rate, expected, rtol=1e-14)
     np.testing.assert_allclose(slope, expected, rtol=1e-12)

@@ -194,7 +194,7 @@ def test_hyperparameters_are_leaves_that_batch_and_differentiate():
         return problem.objective(state)
 
     state = start(dyn.LayerPeeled(UNSORTED, num_classes=3), 3)
-    values, slopes = jax.vmap(jax.value_and_grad(objective, (0, 1)))(jnp.array([0.1, 0.5]), jnp.array([0.2, 0.0]))
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(objective, (0, 1))))(jnp.array([0.1, 0.5]), jnp.array([0.2, 0.0]))
     z = np.asarray(state.features) @ np.asarray(state.prototypes).T + np.asarray(state.biases)
     others = np.mean(z.sum(axis=1) - z[np.arange(8), UNSORTED])
     np.testing.assert_allclose(slopes[0], [others, others], rtol=1e-13)
@@ -220,4 +220,4 @@ def test_check_gives_arrays_of_one_floating_dtype():
     assert mixed.features.dtype == jnp.float64
     narrow = problem.check(dyn.Peeled(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)))
     assert narrow.features.dtype == narrow.biases.dtype == jnp.float32
-    assert problem.force(narrow).features.dtype == jnp.float32
+    assert jax.eval_shape(problem.force, narrow).features.dtype == jnp.float32

@@ -24,7 +24,7 @@ def obstacles(problem, rates: Rates) -> list[str]:
 
 def flow(problem: LayerPeeled, state: Peeled, rates: Rates, ts) -> Motion:
     """Theorems 2 and 4 of the unhinged paper for any class sizes, decays, rates, kernels and couplings."""
-    modes = modes_of(problem, state.features.shape[1])
+    modes = modes_of(problem, state.features.shape[1], state.features.dtype)
     decay = _decays(problem)
     error = None
     if rates.constant_ratio:
@@ -38,7 +38,7 @@ def flow(problem: LayerPeeled, state: Peeled, rates: Rates, ts) -> Motion:
 
 def descent(problem: LayerPeeled, state: Peeled, rates: Rates, steps, every, dt, momentum, nesterov) -> Motion:
     """The discrete counterpart: products of the modes' companion matrices."""
-    modes = modes_of(problem, state.features.shape[1])
+    modes = modes_of(problem, state.features.shape[1], state.features.dtype)
     run = (steps, every, dt, momentum, nesterov)
     propagators = descent_propagators(modes.up, modes.down, _decays(problem), rates, *run)
     biases = descent_response(problem.decay.biases, rates.weights, *run)
@@ -84,7 +84,7 @@ def limit(problem: LayerPeeled, state: Peeled, rates: Rates) -> Limit:
 
     The start is assumed to have a component in the winning modes; otherwise the direction is NaN.
     """
-    modes = modes_of(problem, state.features.shape[1])
+    modes = modes_of(problem, state.features.shape[1], state.features.dtype)
     decay, ratio = _decays(problem), rates.ratio()
     lower, upper = exponents(modes, decay, ratio)
     kappa = modes.up * modes.down
@@ -130,11 +130,9 @@ def _bias_limit(problem: LayerPeeled, state: Peeled, drift):
 
 def max_step(problem: LayerPeeled, rates: Rates, momentum, nesterov: bool):
     """2/|omega_1| over the peak rate for the fastest decaying mode; with momentum times 1 + mu or (1 + mu)/(1 + 2 mu)."""
-    if problem.feature_kernel is not None:
-        dim = problem.feature_kernel.shape[0]
-    else:
-        dim = 1  # without a feature kernel the blocks do not depend on it
-    modes = modes_of(problem, dim)
+    # without a feature kernel the blocks do not depend on the dimension
+    dim = 1 if problem.feature_kernel is None else problem.feature_kernel.shape[0]
+    modes = modes_of(problem, dim, jnp.result_type(float, *jax.tree.leaves((problem.loss, problem.decay, problem.kernel))))
     lower, _ = exponents(modes, _decays(problem), rates.ratio())
     fastest = jnp.max(-lower)
     if problem.bias:

@@ -142,14 +142,14 @@ def class_weights(data: Labels) -> np.ndarray:
     return np.sqrt(np.bincount(data.labels, data.weights**2, data.num_classes))
 
 
-def modes_of(problem: LayerPeeled, dim: int) -> Modes:
+def modes_of(problem: LayerPeeled, dim: int, dtype) -> Modes:
     """The modes of a problem whose loss is linear in the logits."""
     coupling = problem.label_coupling
     assert coupling is not None
     if isinstance(coupling.coupling, SymmetricCoupling) and problem.kernel is None:
-        modes = group_modes(coupling.data, coupling.coupling)
+        modes = group_modes(coupling.data, coupling.coupling, dtype)
     else:
-        modes = singular_modes(coupling, problem.kernel)
+        modes = singular_modes(coupling, problem.kernel, dtype)
     if problem.feature_kernel is None:
         return modes
     strengths, rotation = jnp.linalg.eigh(problem.feature_kernel)
@@ -158,12 +158,11 @@ def modes_of(problem: LayerPeeled, dim: int) -> Modes:
     return Modes(modes.up[:, None] * strengths, down, modes.basis, rotation, modes.block, modes.has_rest)
 
 
-def group_modes(data: Labels, coupling: SymmetricCoupling) -> Modes:
+def group_modes(data: Labels, coupling: SymmetricCoupling, dtype) -> Modes:
     """Modes of a coupling `diagonal I - common 11^T` for any class sizes and sample weights."""
     weights = class_weights(data)
     samples, classes = data.labels.size, data.num_classes
     group, distinct, counts = _groups(weights)
-    dtype = jnp.result_type(coupling.diagonal)
     distinct, roots = jnp.asarray(distinct, dtype), jnp.asarray(np.sqrt(counts), dtype)
     if len(counts) == 1:
         # one group: the mean mode keeps the sign of its singular value, and is exactly zero where the drift is
@@ -192,9 +191,9 @@ def _groups(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return group, distinct, counts
 
 
-def singular_modes(coupling: LabelCoupling, kernel: Array | None) -> Modes:
+def singular_modes(coupling: LabelCoupling, kernel: Array | None, dtype) -> Modes:
     """Modes of any label coupling, with a kernel across samples where one is given, by SVD."""
-    matrix = coupling.matrix()  # B, (samples, classes)
+    matrix = coupling.matrix(dtype)  # B, (samples, classes)
     samples, classes = matrix.shape
     if kernel is None:
         write, sigma, basis_t = jnp.linalg.svd(matrix, full_matrices=False)

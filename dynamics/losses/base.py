@@ -18,9 +18,9 @@ class SymmetricCoupling(eqx.Module):
     - `drift`: $a - C b$, the eigenvalue of the all-ones vector, kept apart so that it can be exactly zero.
     """
 
-    diagonal: Float[Array, ""]
-    common: Float[Array, ""]
-    drift: Float[Array, ""]
+    diagonal: float | Float[Array, ""]
+    common: float | Float[Array, ""]
+    drift: float | Float[Array, ""]
 
 
 Coupling = SymmetricCoupling | Float[Array, "rows classes"]

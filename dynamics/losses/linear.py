@@ -1,6 +1,7 @@
 """Losses linear in the logits: the unhinged loss and any label coupling."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dynamics import validate
@@ -30,7 +31,7 @@ class Unhinged(Loss):
             gamma, drift = 1 / (num_classes - 1), 0.0
         else:
             gamma, drift = self.gamma, 1 + self.gamma - self.gamma * num_classes
-        return SymmetricCoupling(jnp.asarray(1 + gamma), jnp.asarray(gamma), jnp.asarray(drift))
+        return SymmetricCoupling(1 + gamma, gamma, drift)
 
     def valid(self):
         return super().valid() & (jnp.asarray(0.0 if self.gamma is None else self.gamma) >= 0)
@@ -52,10 +53,10 @@ class Linear(Loss):
         if isinstance(coupling, SymmetricCoupling):
             self.matrix = coupling
             return
-        if jnp.ndim(coupling) != 2:
+        if np.ndim(coupling) != 2:
             raise ValueError(
                 "coupling of Linear must be a SymmetricCoupling or have shape (classes, classes) or (samples, classes), "
-                f"got {jnp.shape(coupling)}"
+                f"got {np.shape(coupling)}"
             )
         validate.finite("coupling of Linear", coupling)
         self.matrix = jnp.asarray(coupling)

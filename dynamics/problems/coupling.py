@@ -105,13 +105,11 @@ class LabelCoupling(eqx.Module):
         if isinstance(coupling, SymmetricCoupling):
             even = np.full(self.data.num_classes, 1 / self.data.num_classes)
             excess = np.where(np.isclose(share, even, rtol=1e-14, atol=0), 0.0, share - even)
-            drift = coupling.drift / self.data.num_classes
-            return coupling.diagonal * jnp.asarray(excess, dtype) + drift
+            return coupling.diagonal * jnp.asarray(excess, dtype) + coupling.drift / self.data.num_classes
         if self.by_sample:
             return coupling.T @ jnp.asarray(self.data.weights / samples, dtype)
         return coupling.T @ jnp.asarray(share, dtype)
 
-    def matrix(self) -> Float[Array, "samples classes"]:
+    def matrix(self, dtype) -> Float[Array, "samples classes"]:
         """B itself; small problems and kernels only."""
-        classes = self.data.num_classes
-        return self.pull_features(jnp.eye(classes, dtype=jnp.result_type(*jax.tree.leaves(self.coupling))))
+        return self.pull_features(jnp.eye(self.data.num_classes, dtype=dtype))

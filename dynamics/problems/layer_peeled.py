@@ -279,7 +279,7 @@ def _static_weights(weights, labels: np.ndarray) -> StaticArray:
 def _kernel(name: str, kernel, size: int | None, meaning: str) -> Array | None:
     if kernel is None:
         return None
-    shape = jnp.shape(kernel)
+    shape = np.shape(kernel)
     if len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(f"{name} must be square, {meaning}, got shape {shape}")
     if size is not None:

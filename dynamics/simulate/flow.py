@@ -123,10 +123,9 @@ def _tolerances(rtol, atol, dtype) -> tuple[float, float]:
     usual = 1e-8 if dtype == jnp.float64 else 1e-5
     chosen = []
     for name, value in (("rtol", rtol), ("atol", atol)):
-        value = validate.tolerance(name, usual if value is None else value, dtype)
-        if value < 100 * float(jnp.finfo(dtype).eps):
+        if value is not None and validate.tolerance(name, value, dtype) < 100 * float(jnp.finfo(dtype).eps):
             warnings.warn(f"{name} = {value:g} is within 100 eps of {jnp.dtype(dtype)}: rounding may dominate", stacklevel=3)
-        chosen.append(value)
+        chosen.append(usual if value is None else float(value))
     return chosen[0], chosen[1]
 
 

@@ -25,5 +25,6 @@ EXPERIMENT = experiment(
             Panel("accuracy", "accuracy", "fraction right", log=False),
         ),
         anchored=True,
+        below_rounding=True,
     )
 )

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dynamics as dyn
@@ -63,9 +64,7 @@ def _gradients(size: Size, members: int):
     )
     flat = lambda parts: np.concatenate([np.reshape(part, (members, -1)) for part in parts], axis=1)
     _, gradient, force, _ = _library(size, members)
-    gaps = [
-        deviation(sign * flat(jax.tree.leaves(x)), flat(formula), axes=1) for x, sign in ((gradient, 1), (force, -1))
-    ]
+    gaps = [deviation(sign * flat(jax.tree.leaves(x)), flat(formula), axes=1) for x, sign in ((gradient, 1), (force, -1))]
     return np.max(gaps, axis=0)
 
 
@@ -85,7 +84,7 @@ def _best_gamma(size: Size, members: int):
     labels = np.repeat(np.arange(size.classes), size.per_class)
     scale = 10 ** (2 * draw.spare[:, :1, None])  # logits from order one to hundreds
     logits = scale * (np.einsum("mip,mcp->mic", draw.features, draw.prototypes) + draw.biases[:, None])
-    one = lambda z: jax.vmap(dyn.losses.Unhinged())(z, labels)
+    one = lambda z: jax.vmap(dyn.losses.Unhinged())(z, jnp.asarray(labels))
     margins = np.take_along_axis(logits, labels[None, :, None], axis=-1) - logits
     return logits, labels, margins, dyn.ensemble.run(one, logits, progress=False).values
 

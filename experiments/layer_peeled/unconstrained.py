@@ -47,11 +47,18 @@ def _against_formula(size: Size, members: int):
     return dyn.compare(moved, by_formula(draw, size)).residuals.max(axis=-1)
 
 
+@functools.cache
+def _dense(size: Size, members: int):
+    """States at the late times by the exponential of the dense generator."""
+    draw, _ = _moved(size, members)
+    return {k: dense(draw, size, clock(draw, TIMES)[:, k]) for k in LATE}
+
+
 def _against_expm(size: Size, members: int):
     draw, _ = _moved(size, members)
-    states, clocks = by_formula(draw, size).states, clock(draw, TIMES)
+    states = by_formula(draw, size).states
     found = stacked(states.features, states.prototypes)
-    return np.max([deviation(found[:, k], dense(draw, size, clocks[:, k])) for k in LATE], axis=0)
+    return np.max([deviation(found[:, k], z) for k, z in _dense(size, members).items()], axis=0)
 
 
 def _projectors(size: Size, members: int):
@@ -69,7 +76,7 @@ def _projectors(size: Size, members: int):
                 alpha, beta = np.sinh(sign * sigma * q) / q, np.cosh(sigma * q)
                 features = features + (alpha * zeta1 + beta) * spread(sign * projected, size)
                 prototypes = prototypes + (alpha * zeta2 + beta) * projected
-        worst.append(deviation(stacked(features, prototypes), dense(draw, size, clock(draw, TIMES)[:, k])))
+        worst.append(deviation(stacked(features, prototypes), _dense(size, members)[k]))
     return np.max(worst, axis=0)
 
 
@@ -88,7 +95,7 @@ def _class_means(size: Size, members: int):
             sides = sides + np.cosh(sigma * q) * part(g) + zeta1 * sinhc * sigma * part(w)
             prototypes = prototypes + zeta2 * sigma * sinhc * part(g) + np.cosh(sigma * q) * part(w)
         features = spread(sides, size) + draw.features - spread(g, size)
-        worst.append(deviation(stacked(features, prototypes), dense(draw, size, clock(draw, TIMES)[:, k])))
+        worst.append(deviation(stacked(features, prototypes), _dense(size, members)[k]))
     return np.max(worst, axis=0)
 
 

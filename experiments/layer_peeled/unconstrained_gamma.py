@@ -23,7 +23,7 @@ from experiments.instances import (
 from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 3"
-SHAPES = tuple(Size(c, n, 2) for c in (2, 3, 4, 6, 9) for n in (1, 2, 4))
+SHAPES = tuple(Size(c, n, 2) for c in (2, 3, 4, 7) for n in (1, 2, 3))
 THREE_OR_MORE = SIZES[0], SIZES[2]
 POINTS = 24  # times of one run by formula
 

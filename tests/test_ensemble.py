@@ -1,0 +1,116 @@
+"""Many members: the values of a plain loop, whatever the chunks, the order and the neighbours."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dynamics as dyn
+from dynamics.ensemble import run, store
+from tests.helpers import draw, refused
+
+MEMBERS = {"x": draw(11, 3), "scale": np.arange(11.0)}
+KEY = jax.random.key(7)
+
+
+def mix(member):
+    """A small function whose value depends on every number of its member."""
+    return {"a": jnp.tanh(member["x"]) * member["scale"], "b": (jnp.sum(jnp.sin(member["x"])), member["scale"] > 4)}
+
+
+def noise(member, key):
+    return member["scale"] + jax.random.normal(key, (2,))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 11, 1000])
+def test_values_of_a_plain_loop(chunk):
+    result = run(mix, MEMBERS, chunk=chunk, progress=False)
+    x, scale = MEMBERS["x"], MEMBERS["scale"]
+    assert isinstance(result.values["a"], np.ndarray) and result.values["a"].shape == (11, 3)  # no padding
+    np.testing.assert_allclose(result.values["a"], [np.tanh(x[i]) * scale[i] for i in range(11)], rtol=1e-12)
+    np.testing.assert_allclose(result.values["b"][0], [np.sin(x[i]).sum() for i in range(11)], rtol=1e-12)
+    np.testing.assert_array_equal(result.values["b"][1], scale > 4)
+    np.testing.assert_array_equal(result.index, np.arange(11))
+    assert result.ok.all() and result.status.shape == (11,)
+
+
+def test_a_key_is_the_members_own_whatever_the_chunks_and_the_order():
+    alone = np.stack([noise({"scale": i}, jax.random.fold_in(KEY, i)) for i in range(11)])
+    for options in ({}, {"chunk": 4, "cost": lambda member: -member["scale"]}):
+        result = run(noise, MEMBERS, key=KEY, progress=False, **options)
+        np.testing.assert_allclose(result.values, alone, rtol=1e-14)
+
+
+def test_cost_orders_the_runs_and_not_the_result(tmp_path):
+    cost = draw(11)
+    members = {**MEMBERS, "cost": cost}
+    ordered = run(mix, members, cost=lambda member: member["cost"], chunk=4, store=tmp_path, progress=False)
+    plain = run(mix, members, chunk=4, progress=False)
+    for one, other in zip(jax.tree.leaves(ordered), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(one, other)  # same chunk size: to the bit
+    ran = np.concatenate([np.load(path)["index"] for path in sorted(tmp_path.iterdir())])
+    np.testing.assert_array_equal(ran, np.argsort(cost))
+
+
+def test_status_from_finiteness():
+    spoiled = MEMBERS["x"].copy()
+    spoiled[3, 1], spoiled[10, 0] = np.nan, np.inf
+    result = run(lambda m: (jnp.sum(m), jnp.arange(2)), spoiled, chunk=4, progress=False)
+    assert np.flatnonzero(~result.ok).tolist() == [3, 10]
+    assert set(result.status[~result.ok]) == {dyn.status.NON_FINITE}
+
+
+def test_status_of_a_returned_trajectory():
+    def one(scale):
+        ended = jnp.where(scale > 8, dyn.status.NORM_CAP, dyn.status.OK)
+        moved = dyn.Trajectory(jnp.zeros(1), None, {"a": jnp.full(1, jnp.nan)}, ended, {"t_end": scale})
+        return {"first": 1.0, "moved": moved}
+
+    result = run(one, MEMBERS["scale"], chunk=4, progress=False)
+    assert np.flatnonzero(result.status == dyn.status.NORM_CAP).tolist() == [9, 10]
+    assert result.values["moved"].summary() == "2 of 11 failed (2 norm_cap); first: member 9, norm_cap at t = 9"
+
+
+def test_chunks_are_stored_whole(tmp_path):
+    result = run(mix, MEMBERS, chunk=4, store=tmp_path / "new" / "folder", progress=False)
+    paths = sorted((tmp_path / "new" / "folder").iterdir())
+    assert [path.name for path in paths] == ["chunk-000000.npz", "chunk-000001.npz", "chunk-000002.npz"]
+    chunks = [np.load(path) for path in paths]
+    assert set(chunks[0]) == {"index", "status", "values['a']", "values['b'][0]", "values['b'][1]"}
+    for name, expected in (("index", result.index), ("status", result.status), ("values['a']", result.values["a"])):
+        np.testing.assert_array_equal(np.concatenate([chunk[name] for chunk in chunks]), expected)
+
+
+def test_a_failing_write_leaves_nothing(tmp_path, monkeypatch):
+    def torn(file, **arrays):
+        file.write(b"half a chunk")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(store.np, "savez", torn)
+    with pytest.raises(OSError, match="disk full"):
+        run(mix, MEMBERS, chunk=4, store=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_goes_to_stderr(capsys):
+    spoiled = np.where(np.arange(11) == 2, np.nan, MEMBERS["scale"])
+    run(jnp.sin, spoiled, chunk=4)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [part.split(" failed")[0] for part in shown.err.split("\r")[1:]] == [
+        "4/11 members, 1",
+        "8/11 members, 1",
+        "11/11 members, 1",
+    ]
+    assert shown.err.endswith("\n")
+    run(jnp.sin, spoiled, chunk=4, progress=False)
+    run(jnp.sin, spoiled)  # a single chunk
+    assert capsys.readouterr().err == ""
+
+
+def test_refusals():
+    for chunk in (0, -1, 1.5, True):
+        refused(lambda chunk=chunk: run(mix, MEMBERS, chunk=chunk), "chunk", "integer" if chunk in (1.5, True) else ">= 1")
+    for members in ({"x": np.ones(3), "y": np.ones(4)}, np.ones((0, 2)), np.float64(1.0), {}):
+        refused(lambda members=members: run(mix, members), "members", "one common leading axis")
+    refused(lambda: run(mix, MEMBERS, cost=lambda member: member["x"]), "cost", "scalar", "(3,)")
