@@ -208,7 +208,9 @@ def _limit(draw, size, ts):
 
 @functools.cache
 def _program(one: Callable, size: Size):
-    return jax.jit(jax.vmap(lambda draw, ts: one(draw, size, ts)))
+    # far more time goes into compiling these than into running them
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.vmap(lambda draw, ts: one(draw, size, ts)), compiler_options=options)
 
 
 def _run(one: Callable, draw: Draw, size: Size, ts: ArrayLike):

@@ -56,13 +56,12 @@ def generator(pull: np.ndarray, rates, decays) -> np.ndarray:
 
 
 def dense_motion(pull, start, clocks, decays) -> np.ndarray:
-    """Z after two positive clocks, rates of constant ratio: all eigenvectors of the generator, symmetric in their roots' units."""
-    samples, classes = pull.shape[-2:]
-    roots = [np.sqrt(clock) for clock in clocks]
-    units = np.repeat(np.stack(roots, axis=-1), (samples, classes), axis=-1)[..., None]
-    symmetric = generator(pull, roots, [root * decay for root, decay in zip(roots, decays, strict=True)])
-    # in these units both blocks of pulls are alike: the root of each clock, times the root of the other
-    symmetric = symmetric * np.where(np.eye(samples + classes) == 0, np.swapaxes(units, -1, -2), 1.0)
+    """Z after two positive clocks, of rates of constant ratio, by all eigenvectors of the generator.
+
+    It is symmetric for features and prototypes in units of the roots of their clocks.
+    """
+    units = np.sqrt(np.stack(clocks, axis=-1)).repeat(pull.shape[-2:], axis=-1)[..., None]
+    symmetric = generator(pull, clocks, decays) * np.swapaxes(units, -1, -2) / units
     exponents, vectors = np.linalg.eigh(symmetric)
     return units * (vectors @ (np.exp(exponents)[..., None] * (np.swapaxes(vectors, -1, -2) @ (start / units))))
 

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import numpy as np
-from scipy.linalg import expm
 
 import dynamics as dyn
 from dynamics.verify import Claim
@@ -24,12 +23,11 @@ from experiments.instances import (
     spread,
     worst_of,
 )
-from experiments.oracles import column, descend, mode_exponential, stack
+from experiments.oracles import column, dense_motion, descend, mode_exponential, stack
 from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Lemma 9"
 SIZE = SIZES[0]
-LATE = [2, 5]  # indices into TIMES
 
 
 @functools.cache
@@ -96,28 +94,30 @@ def _deviation_factors(draw: Draw, rates, momentum):
     return np.stack(factors, axis=1)
 
 
-def _closed_flow(size: Size, members: int):
-    """G and W of the simulated flow against the exponential of a generator of 2C rows, K from its definition."""
-    draw, states = _moved(size, members)
-    classes = size.classes
-    own, each = np.eye(classes), np.ones((classes, classes))
+def _class_pull(draw: Draw, size: Size):
+    """K of class sides, from its definition."""
     gamma = column(draw.gamma)
-    k = ((1 + gamma) * own - gamma * each) / (classes * size.per_class**0.5)
-    fading = [column(ratio * lam) * own for ratio, lam in zip((draw.ratio, 1.0), draw.decay.T[:2], strict=True)]
-    generator = np.block([[-fading[0], column(draw.ratio) * k], [np.swapaxes(k, 1, 2), -fading[1]]])
+    return ((1 + gamma) * np.eye(size.classes) - gamma) / (size.classes * size.per_class**0.5)
+
+
+def _closed_flow(size: Size, members: int):
+    """G and W of the simulated flow against a generator of 2C rows, by its eigenvectors."""
+    draw, states = _moved(size, members)
     start = np.concatenate([class_sides(draw.features, size), draw.prototypes], axis=1)
     found = np.concatenate([class_sides(states.features, size), states.prototypes], axis=2)
-    expected = np.stack([expm(column(t) * generator) @ start for t in clock(draw, TIMES[LATE]).T], axis=1)
-    return _worst(found[:, LATE], expected)
+    clocks = clock(draw, TIMES)[:, 1:]
+    moved = dense_motion(
+        _class_pull(draw, size)[:, None], start[:, None], (draw.ratio[:, None] * clocks, clocks), draw.decay.T[:2, :, None]
+    )
+    return _worst(found[:, 1:], moved)
 
 
 def _closed_descent(size: Size, members: int):
     """G and W of the descent against a plain loop over a problem of one sample a class, its pull over root N."""
     draw, rates, momentum, states = _stepped(size, members)
-    k = (np.eye(size.classes) * (1 + column(draw.gamma)) - column(draw.gamma)) / (size.classes * size.per_class**0.5)
     means = draw._replace(features=class_sides(draw.features, size))
     found = np.concatenate([class_sides(states.features, size), states.prototypes], axis=2)
-    return _worst(found, stack(descend(k, means, rates, draw.decay, momentum)))
+    return _worst(found, stack(descend(_class_pull(draw, size), means, rates, draw.decay, momentum)))
 
 
 def _deviations_flow(size: Size, members: int):

@@ -5,14 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import expm
 
 import dynamics as dyn
 from dynamics.losses.base import SymmetricCoupling
 from dynamics.verify import Claim, Measured
 from experiments.dense import deviation, size_of, stacked
 from experiments.instances import SIZES, Draw, class_sides, draws, sigmas, spread, worst_of
-from experiments.oracles import column, generator, integrate, pull_matrix, stack
+from experiments.oracles import column, dense_motion, generator, integrate, pull_matrix, stack
 from experiments.pairs import END, Pair, pairs
 from experiments.registry import Experiment
 
@@ -158,7 +157,7 @@ def _wrong(members: int) -> Measured:
     """The residual is 0.1 % over the median error of the exponential of the integrated generator."""
     draw, pair = _drawn(members)
     pull = pull_matrix(np.repeat(np.arange(SIZE.classes), SIZE.per_class), draw.gamma)
-    averaged = expm(generator(pull, pair.clocks(END), draw.decay.T[:2])) @ stacked(draw.features, draw.prototypes)
+    averaged = dense_motion(pull, stacked(draw.features, draw.prototypes), pair.clocks(END), draw.decay.T[:2])
     errors = deviation(averaged, _states(_by_formula(members))[:, -1])
     numbers = {"median error": float(np.median(errors)), "largest error": float(errors.max())}
     return Measured(1e-3 / float(np.median(errors)), members, "at the last time", numbers)
