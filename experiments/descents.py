@@ -49,7 +49,7 @@ def problem_of(draw: Draw, size: Size, **fields) -> dyn.LayerPeeled:
 def rates_of(rates) -> dyn.Rates:
     """Rates (2, STEPS) that step k of a descent reads at time k."""
     boundaries = jnp.arange(STEPS - 1) + 0.5
-    return dyn.Rates(*(dyn.schedules.Piecewise(values, boundaries) for values in rates))
+    return dyn.Rates(dyn.schedules.Piecewise(rates[0], boundaries), dyn.schedules.Piecewise(rates[1], boundaries))
 
 
 @functools.cache

@@ -34,16 +34,17 @@ class Size(NamedTuple):
 SIZES = (Size(3, 2, 4), Size(2, 3, 2), Size(5, 2, 3))
 """Small sizes: generic, two classes, and fewer dimensions than a simplex needs."""
 
+SIMULATED = SIZES[1:]
+"""Those that claims on the solver are checked on: its programs take the longest to compile."""
 
-Leaf = Any
-"""NumPy on the host, a tracer inside a program."""
+
+Leaf = Any  # NumPy on the host, a tracer inside a program
 
 
 class Draw(NamedTuple):
     """The random numbers of one member; arrays of a whole ensemble have a leading axis.
 
-    - `gamma`: a third each 0, the optimum 1/(C-1), uniform in (0, 2/(C-2)), where the limit theorems hold
-      (C = 2: (0, 2)).
+    - `gamma`: a third each 0, the optimum 1/(C-1), uniform in (0, 2/(C-2)), where the limit theorems hold (C = 2: (0, 2)).
     - `ratio`: features' rate over weights' rate, log-uniform in [0.1, 10].
     - `rate`, `floor`: weights' rate, log-uniform in [0.1, 1]; half the members keep it, half anneal it to a tenth.
     - `decay`: of features, prototypes and biases, unequal, uniform in (0, 0.3).
@@ -208,9 +209,7 @@ def _limit(draw, size, ts):
 
 @functools.cache
 def _program(one: Callable, size: Size):
-    # far more time goes into compiling these than into running them
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(jax.vmap(lambda draw, ts: one(draw, size, ts)), compiler_options=options)
+    return jax.jit(jax.vmap(lambda draw, ts: one(draw, size, ts)))
 
 
 def _run(one: Callable, draw: Draw, size: Size, ts: ArrayLike):

@@ -12,7 +12,8 @@ import mpmath
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from experiments.dense import stacked
+from experiments.dense import size_of, stacked
+from experiments.instances import Draw, Size
 
 
 class States(NamedTuple):
@@ -44,6 +45,11 @@ def pull_matrix(labels: np.ndarray, gamma, weights=None) -> np.ndarray:
     own = labels[:, None] == np.arange(labels.max() + 1)
     entries = np.where(own, 1.0, -column(gamma)) / labels.size
     return entries if weights is None else entries * np.asarray(weights)[:, None]
+
+
+def balanced_pull(draw: Draw, size: Size) -> np.ndarray:
+    """B of the balanced draw."""
+    return pull_matrix(labels_of((size.per_class,) * size.classes), draw.gamma)
 
 
 def generator(pull: np.ndarray, rates, decays) -> np.ndarray:
@@ -152,3 +158,10 @@ def precise_motion(pull, start, rates, decays, times, digits: int = 60) -> tuple
 def stack(states) -> np.ndarray:
     """Features over prototypes of states."""
     return stacked(np.asarray(states.features), np.asarray(states.prototypes))
+
+
+def worst_gap(found, expected) -> np.ndarray:
+    """The distance of states, biases beside features and prototypes, over the size of the second; the worst over axis 1."""
+    whole = np.hypot(size_of(stack(expected)), size_of(expected.biases, 1))
+    apart = np.hypot(size_of(stack(found) - stack(expected)), size_of(found.biases - expected.biases, 1))
+    return (apart / whole).max(axis=1)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 import dynamics as dyn
-from experiments.instances import Draw
+from experiments.instances import Draw, Leaf
 
 END = 10.0
 """Rates are looked at from 0 to here."""
@@ -18,13 +18,13 @@ class Pair(NamedTuple):
     against a constant. What a kind lacks has equal numbers on its two sides.
     """
 
-    duration: np.ndarray
-    start: np.ndarray
-    value: np.ndarray
-    horizon: np.ndarray
-    floor: np.ndarray
-    levels: np.ndarray
-    boundaries: np.ndarray
+    duration: Leaf
+    start: Leaf
+    value: Leaf
+    horizon: Leaf
+    floor: Leaf
+    levels: Leaf
+    boundaries: Leaf
 
     def features(self, t):
         """At times (members, times)."""

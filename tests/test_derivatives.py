@@ -54,7 +54,7 @@ def number(moved: dyn.Trajectory) -> jax.Array:
 
 
 def directions(x: cases.Numbers, fixed: tuple[str, ...]) -> list[tuple[str, str, cases.Numbers]]:
-    """Every hyper-parameter by itself, two random directions of the start; what is at its lower end moves up."""
+    """Every hyper-parameter by itself, a random direction of each part of the start; what is at its lower end moves up."""
     rng = np.random.default_rng(1)
     zero = {name: np.zeros_like(values) for name, values in x.items()}
     result = []
@@ -62,7 +62,7 @@ def directions(x: cases.Numbers, fixed: tuple[str, ...]) -> list[tuple[str, str,
         if name in fixed:
             continue
         if values.size > 3 or name == "biases":
-            result += [(name, "central", zero | {name: rng.normal(size=values.shape)}) for _ in range(2)]
+            result.append((name, "central", zero | {name: rng.normal(size=values.shape)}))
             continue
         for i, value in enumerate(values.ravel()):
             unit = np.reshape(np.arange(values.size) == i, values.shape).astype(float)
@@ -91,7 +91,6 @@ def worst_gap(one, at: dict[str, cases.Numbers], step: float, fixed: tuple[str, 
         difference = sum(weight * values[k + j] for j, (_, weight) in enumerate(STENCIL[kind])) / step
         k += len(STENCIL[kind])
         gap = abs(slope - difference) / max(abs(difference), 0.1)
-        if not gap < 1e-7: print(place, name, slope, difference, gap)
         worst = gap if not gap <= worst else worst
     return worst
 
@@ -129,7 +128,8 @@ def test_exact_flow_between_jumps():
         rates = dyn.Rates(Cosine(x["rates"][0], x["horizon"]), weights)
         return number(dyn.exact.flow(cases.problem(GROUPS, x), cases.start(x), rates, x["ts"]))
 
-    gap = worst_gap(one, points(GROUPS), 1e-3, ("momentum",))
+    kept = "generic", "start", "gamma 0, no decay", "r = 0", "critical decay", "equal, no decay", "no rate"
+    gap = worst_gap(one, {name: points(GROUPS)[name] for name in kept}, 1e-3, ("momentum",))
     print(gap)
     assert gap <= 1e-6
 
@@ -162,7 +162,7 @@ def test_flow():
         run = {"rtol": 1e-10, "atol": 1e-10}
         return number(dyn.flow(cases.problem(BALANCED, x), cases.start(x), rates, x["ts"], **run))
 
-    kept = "generic", "start", "gamma 0, no decay", "r = 0", "critical decay", "tie", "no rate"
+    kept = "generic", "start", "r = 0", "no rate"
     at = {name: points(BALANCED)[name] for name in kept}
     for x in at.values():
         x["ts"], x["horizon"] = x["ts"] / 3, x["horizon"] / 3

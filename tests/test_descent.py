@@ -58,7 +58,6 @@ def test_momentum_kernels_and_varying_rates_against_a_loop(nesterov):
         eta1, eta2 = oracles.cosine(0.4, 90.0, 0.1), oracles.piecewise(values, cuts)
         options = one["dt"], one["momentum"], nesterov
         truth = oracles.loop(cases.plain(KERNELS, one), cases.point(one), eta1, eta2, 100, 25, *options)
-        print("loop", i, worst(trail(moved.states, i), truth))
         assert worst(trail(moved.states, i), truth) <= 1e-13
 
 
@@ -88,7 +87,6 @@ def test_optax_optimisers(name):
     rates = dyn.Rates(0.05, Cosine(0.1, 50.0))
     moved = jax.jit(lambda start: dyn.descent(problem, start, rates, 60, every=20, optimizer=optimizer))(cases.start(x))
     truth = optax_by_hand(optimizer, plain, cases.point(x), 0.05, oracles.cosine(0.1, 50.0), 60, 20)
-    print(name, worst(trail(moved.states), truth))
     assert worst(trail(moved.states), truth) <= 1e-12
     if name == "sgd-nesterov":
         run = {"every": 20, "momentum": 0.7, "nesterov": True}
@@ -107,7 +105,6 @@ def test_normalised_features_against_a_loop(loss, rescaled):
     plain = oracles.dataclasses.replace(plain, rescaled=rescaled)
     eta1, eta2 = oracles.constant(0.4), oracles.constant(0.2)
     truth = oracles.loop(plain, cases.point(x), eta1, eta2, 200, 50, momentum=0.5)
-    print(loss, worst(trail(moved.states), truth))
     assert worst(trail(moved.states), truth) <= 1e-12
 
 
@@ -123,7 +120,6 @@ def test_first_order_towards_the_flow():
     (flow,) = oracles.dop853(plain, cases.point(x), eta1, eta2, [horizon])
     errors = [oracles.relative(cases.at(states, i, count // 128), flow) for i, count in enumerate(counts)]
     orders = np.diff(np.log(errors)) / -np.log(2)
-    print(errors, orders, measured_order(horizon / counts, errors))
     assert np.all(np.abs(orders - 1) <= 0.05)
     assert abs(measured_order(horizon / counts, errors) - 1) <= 0.05
 
@@ -150,7 +146,6 @@ def test_single_precision_stays_and_a_run_of_no_steps_returns_the_start():
     eta = oracles.cosine(0.3, 40.0)
     truth = oracles.loop(plain, cases.point(x), eta, eta, 40, 20, 0.5, 0.5)
     assert {leaf.dtype for leaf in jax.tree.leaves(moved.states)} == {np.dtype("float32")}
-    print(worst(trail(moved.states), truth))
     assert worst(trail(moved.states), truth) <= 1e-5
     still = jax.jit(lambda start: dyn.descent(problem, start, rates, 0))(start)
     assert np.array_equal(still.ts, [0]) and int(still.stats["steps"]) == 0 and int(still.status) == dyn.status.OK

@@ -67,5 +67,4 @@ def test_against_a_plain_loop(name):
             for k, point in enumerate(truth)
             for part, true in zip(cases.at(moved.states, i, k), point, strict=True)
         )
-        print(name, i, error, [float(np.linalg.norm(p.flat())) for p in truth])
         assert error <= 1e-11

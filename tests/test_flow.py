@@ -41,7 +41,6 @@ def test_a_thousand_members_against_the_formula():
 
     moved, exact = both(x)
     assert np.all(moved.status == dyn.status.OK) and np.all(exact.status == dyn.status.OK)
-    print("1024", errors(moved.states, exact.states).max(), np.unique(moved.stats["steps"]))
     assert errors(moved.states, exact.states).max() <= 1e-7
     assert np.unique(moved.stats["steps"]).size > 5  # every member keeps its own steps
     # and the formula is right: some of them by an ODE solver
@@ -77,7 +76,6 @@ def test_jumps_kernels_and_how_members_end():
         eta2 = oracles.polynomial(0.5, 5.0, 1.0)
         truth = oracles.dop853(cases.plain(KERNELS, one), cases.point(one), eta1, eta2, TS, [1.0, 3.3, 5.0])
         error = max(oracles.relative(cases.at(good.states, i, k), point) for k, point in enumerate(truth))
-        print("jumps", i, error, good.stats["steps"][i])
         assert error <= 1e-7
 
     bad = {name: values.copy() for name, values in x.items()}
@@ -89,7 +87,6 @@ def test_jumps_kernels_and_how_members_end():
     bad["features"][6] = 1e308  # finite, its norm is not
     mixed = run(bad)
     names = [dyn.status.name(code) for code in mixed.status]
-    print(names, mixed.stats)
     assert names == ["ok", "bad_input", "norm_cap", "max_steps", "bad_input", "bad_input", "norm_cap"]
     for a, b in zip(jax.tree.leaves(good.states), jax.tree.leaves(mixed.states), strict=True):
         assert np.array_equal(a[0], b[0])
@@ -125,7 +122,6 @@ def test_losses_without_closed_form_against_an_ode_solver(loss):
     truth = oracles.dop853(plain, cases.point(x), oracles.cosine(1.2, 5.0), oracles.constant(0.7), TS, [5.0])
     states = dyn.Peeled(*(moved.observed[name] for name in oracles.Point._fields))
     error = max(oracles.relative(cases.at(states, k), point) for k, point in enumerate(truth))
-    print(loss, error, moved.stats)
     assert error <= 1e-7
     np.testing.assert_allclose(moved.observed["objective"], [plain.objective(point) for point in truth], rtol=1e-7)
 
@@ -144,7 +140,6 @@ def test_single_precision_another_solver_and_a_run_of_no_length():
     moved, still = run(np.array([6.0])), run(np.array([0.0]))
     assert {leaf.dtype for leaf in jax.tree.leaves(moved.states)} == {np.dtype("float32")}
     (truth,) = oracles.dense_flow(cases.plain(BALANCED, x), cases.point(x), [(4.8, 3.0)])
-    print("float32", oracles.relative(cases.at(moved.states, 0), truth), moved.stats)
     assert oracles.relative(cases.at(moved.states, 0), truth) <= 1e-4
     assert int(still.status) == dyn.status.OK and int(still.stats["steps"]) == 0
     assert all(np.array_equal(a[0], b) for a, b in zip(jax.tree.leaves(still.states), jax.tree.leaves(start), strict=True))

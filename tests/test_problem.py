@@ -212,6 +212,14 @@ def test_valid_sees_what_is_traced():
     np.testing.assert_array_equal(jax.jit(jax.vmap(valid))(gamma, decay, kernel), [True] + 5 * [False])
 
 
+def test_arrays_may_come_in_lists():
+    eye = [[1.0, 0.0], [0.0, 1.0]]
+    fields = {"loss": Linear(eye), "sample_weights": [1.5, 0.5], "kernel": eye, "feature_kernel": eye}
+    problem = dyn.LayerPeeled([0, 1], num_classes=2, **fields)
+    assert problem.kernel.shape == problem.feature_kernel.shape == problem.loss.matrix.shape == (2, 2)
+    np.testing.assert_array_equal(problem.data.weights, [1.5, 0.5])
+
+
 def test_check_gives_arrays_of_one_floating_dtype():
     problem = dyn.LayerPeeled.balanced(2, 1)
     whole = problem.check(dyn.Peeled([[1, 2], [3, 4]], [[1, 0], [0, 1]]))

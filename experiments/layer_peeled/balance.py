@@ -12,7 +12,7 @@ from experiments.dense import clock, size_of
 from experiments.descents import STEPS, descended, proportional_rates
 from experiments.imbalanced import drawn
 from experiments.instances import HORIZON, SIZES, TIMES, Draw, Size, draws, undecayed, worst_of
-from experiments.oracles import column, labels_of, pull_matrix
+from experiments.oracles import balanced_pull, column, labels_of
 from experiments.registry import Experiment
 
 SOURCE = (
@@ -77,7 +77,7 @@ def _kept(members: int) -> Measured:
     left = column(np.exp(-2 * draw.decay[:, 1:2] * clock(draw, TIMES)))
     errors = (size_of(observed["balance"] - left * start[:, None]) / observed["size"]).max(axis=1)
     errors = np.where(np.isnan(errors), np.inf, errors)
-    numbers = {name: float(errors[k::4].max()) for k, name in enumerate(LOSSES)}
+    numbers = {name: float(errors[k::4].max()) for k, name in enumerate(LOSSES[:members])}
     return Measured(float(errors.max()), members, f"member {int(errors.argmax())}", numbers)
 
 
@@ -86,7 +86,7 @@ def _broken(size: Size, members: int):
     draw = undecayed(draws(size, members))
     rates = proportional_rates(draw)
     states = descended(draw, size, rates).simulated
-    pull = pull_matrix(np.repeat(np.arange(size.classes), size.per_class), draw.gamma)[:, None]
+    pull = balanced_pull(draw, size)[:, None]
     ratio = draw.ratio[:, None, None, None]
     found = _balance(states.features, states.prototypes, ratio)
     rise = ratio * _balance(pull @ states.prototypes, 0 * states.prototypes, 1.0)

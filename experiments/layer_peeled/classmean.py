@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dynamics as dyn
@@ -62,8 +63,8 @@ def _reduced_flow(size: Size, members: int):
         problem, state, rates = instance(member, size, decay=True)
         means = dyn.reduce.class_means(problem, state)
         moved = dyn.flow(means.problem, means.state, rates, TIMES, rtol=1e-10, atol=1e-10)
-        kept = jax.numpy.exp(-problem.decay.features * rates.features.integral(TIMES))
-        return jax.vmap(means.lift)(moved.states, kept)
+        kept = jnp.exp(-problem.decay.features * rates.features.integral(TIMES))
+        return jax.vmap(lambda state, kept: means.lift(state, kept))(moved.states, kept)
 
     return _worst(stack(dyn.ensemble.run(one, draw, progress=False).values), stack(states))
 

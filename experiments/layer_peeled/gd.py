@@ -11,15 +11,11 @@ from dynamics.verify import Claim, measured_order
 from experiments.dense import clock, deviation, size_of, spectrum, stacked
 from experiments.descents import EIGHTHS, HALVINGS, STEPS, descended, halved, problem_of, random_rates, rates_of
 from experiments.instances import SIZES, Draw, Size, class_sides, common_part, draws, sigmas, spread, worst_of
-from experiments.oracles import column, descend, moved_by, pull_matrix, stack
+from experiments.oracles import balanced_pull, column, descend, moved_by, stack, worst_gap
 from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorems 2 and 4, in discrete time"
 END = 2.5
-
-
-def _pull(draw: Draw, size: Size):
-    return pull_matrix(np.repeat(np.arange(size.classes), size.per_class), draw.gamma)
 
 
 @functools.cache
@@ -27,24 +23,17 @@ def _stepped(size: Size, members: int):
     """The draws, rates that change from step to step, the library's two answers, and the plain loop's."""
     draw = draws(size, members)
     rates = random_rates(draw)
-    return draw, rates, *descended(draw, size, rates), descend(_pull(draw, size), draw, rates, draw.decay)
-
-
-def _worst(found, expected):
-    """Of the whole state, biases beside features and prototypes, relative to its size; over all iterates."""
-    whole = np.hypot(size_of(stack(expected)), size_of(expected.biases, 1))
-    apart = np.hypot(size_of(stack(found) - stack(expected)), size_of(found.biases - expected.biases, 1))
-    return (apart / whole).max(axis=1)
+    return draw, rates, *descended(draw, size, rates), descend(balanced_pull(draw, size), draw, rates, draw.decay)
 
 
 def _formula(size: Size, members: int):
     *_, formula, looped = _stepped(size, members)
-    return _worst(formula, looped)
+    return worst_gap(formula, looped)
 
 
 def _simulated(size: Size, members: int):
     _, _, simulated, _, looped = _stepped(size, members)
-    return _worst(simulated, looped)
+    return worst_gap(simulated, looped)
 
 
 def _matrices(size: Size, members: int):
@@ -109,7 +98,7 @@ def _decoupled(size: Size, members: int, least: float = 0.0, most: float = 0.0):
     draw = draw._replace(decay=0.05 + draw.decay)
     rates, momentum = random_rates(draw), least + (most - least) * draw.spare[:, 1]
     coupled = descended(draw, size, rates, momentum, "heavy ball").simulated
-    return _worst(jax.tree.map(np.asarray, _decoupled_program(size)(draw, rates, momentum)), coupled)
+    return worst_gap(jax.tree.map(np.asarray, _decoupled_program(size)(draw, rates, momentum)), coupled)
 
 
 def _differs(size: Size, members: int):
@@ -118,7 +107,7 @@ def _differs(size: Size, members: int):
 
 def _alternate(draw: Draw, size: Size, rates):
     """G and W after steps in which W sees the new H; no decay."""
-    pull, h, w = _pull(draw, size), draw.features, draw.prototypes
+    pull, h, w = balanced_pull(draw, size), draw.features, draw.prototypes
     for k in range(STEPS):
         h = h + column(rates[:, 0, k]) * (pull @ w)
         w = w + column(rates[:, 1, k]) * (np.swapaxes(pull, 1, 2) @ h)

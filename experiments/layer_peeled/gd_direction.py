@@ -65,20 +65,22 @@ def _contracts(size: Size, members: int):
     return np.maximum((errors[:, 1:] - factor * errors[:, :-1]) / np.maximum(errors[:, :-1], 1), 0).max(axis=1)
 
 
+def _competing_parts(draw: Draw, size: Size):
+    """Parts of the start in the spaces of `_competitors`: features (3, members, samples, dim), and prototypes."""
+    g, w = class_sides(draw.features, size), draw.prototypes
+    sign = np.where(sigmas(draw, size)[1] < 0, -1.0, 1.0)[:, None, None]
+    common, fading = common_part(sign * g + w) / 2, _zero_sum(w - g) / 2
+    features = spread(sign * common, size), draw.features - spread(g, size), spread(-fading, size)
+    return np.stack(features), np.stack([common, np.zeros_like(w), fading])
+
+
 def _tight(size: Size, members: int):
     """From starts in the winning space and its slowest competitor."""
     draw, eta = _drawn(size, members)
     factors = _competitors(draw, size, eta)
-    features, prototypes = _winner(draw.features, draw.prototypes, size)
-    g, w = class_sides(draw.features, size), draw.prototypes
-    sign = np.where(sigmas(draw, size)[1] < 0, -1.0, 1.0)[:, None, None]
-    common, fading = common_part(sign * g + w) / 2, _zero_sum(w - g) / 2
-    none = np.zeros_like(w)
-    slow = [(spread(sign * common, size), common), (draw.features - spread(g, size), none), (-spread(fading, size), fading)]
-    slowest, members_ = factors.argmax(axis=0), np.arange(members)
-    features, prototypes = (
-        x + np.stack(parts)[slowest, members_] for x, parts in zip((features, prototypes), zip(*slow, strict=True), strict=True)
-    )
+    slowest = factors.argmax(axis=0), np.arange(members)
+    parts = zip(_winner(draw.features, draw.prototypes, size), _competing_parts(draw, size), strict=True)
+    features, prototypes = (won + competing[slowest] for won, competing in parts)
     errors = _errors(draw._replace(features=features, prototypes=prototypes), size, eta)
     predicted = errors[:, :1] * factors.max(axis=0)[:, None] ** np.arange(STEPS + 1)
     return np.abs(errors - predicted).max(axis=1) / errors[:, 0]
@@ -93,20 +95,20 @@ def _one_step(size: Size, members: int):
 
 
 def _best_gamma(size: Size, members: int):
-    """The factor at min(1/(C-1), 2 sqrt(N)/eta) minus the best on a grid, factors from the dense spectrum."""
+    """The factor at min(1/(C-1), 2 sqrt(N)/eta) minus the best on a grid of gamma, from dense spectra."""
     _, eta = _drawn(size, members)
+    labels, winners = np.repeat(np.arange(size.classes), size.per_class), size.classes - 1
+
+    def factor(gamma):
+        equal, none = np.ones((2, *gamma.shape)), np.zeros((2, *gamma.shape))
+        growth = np.linalg.eigvalsh(generator(pull_matrix(labels, gamma), equal, none))
+        growth = 1 + eta[:, None, None] * growth
+        return np.abs(growth[..., :-winners]).max(axis=-1) / growth[..., -1]
+
     top = 2 / (size.classes - 2) if size.classes > 2 else 2.0
-    best = np.minimum(1 / (size.classes - 1), 2 * np.sqrt(size.per_class) / eta)
-    grid = np.broadcast_to(top * np.linspace(0.005, 0.995, 100), (members, 100))
-    labels = np.repeat(np.arange(size.classes), size.per_class)
-    one, zero = np.ones(grid.size + members), np.zeros(grid.size + members)
-    gammas = np.concatenate([best[:, None], grid], axis=1)
-    unique, where = np.unique(gammas, return_inverse=True)
-    dense = generator(pull_matrix(labels, unique), (one[: unique.size],) * 2, (zero[: unique.size],) * 2)
-    growth = 1 + eta[:, None, None] * np.linalg.eigvalsh(dense)[where.reshape(gammas.shape)]
-    others, winner = growth[..., : -(size.classes - 1)], growth[..., -1]
-    factors = np.abs(others).max(axis=-1) / winner
-    return np.maximum(factors[:, 0] - factors[:, 1:].min(axis=1), 0)
+    grid = factor(top * np.linspace(0.005, 0.995, 100)[None])
+    best = factor(np.minimum(1 / (size.classes - 1), 2 * np.sqrt(size.per_class) / eta)[:, None])
+    return np.maximum(best[:, 0] - grid.min(axis=1), 0)
 
 
 _claim = functools.partial(

@@ -166,14 +166,14 @@ EXPERIMENT = Experiment(
             name="weights-root",
             statement="class sizes 1, 2, 4, samples weighted by n_c^{-1/2}: formula = the dense generator",
             assumptions=("constant ratio of rates", "any decays"),
-            tolerance=5e-13,
+            tolerance=2e-13,
             check=functools.partial(_weighted, sizes=SMALL, power=-0.5),
         ),
         _claim(
             name="weights-inverse",
             statement="samples weighted by 1/n_c: formula = the dense generator",
             assumptions=_DECAYED,
-            tolerance=5e-13,
+            tolerance=2e-13,
             check=functools.partial(_weighted, sizes=SIZES, power=-1.0),
         ),
         _claim(

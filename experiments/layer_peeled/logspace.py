@@ -122,7 +122,8 @@ def _form(size: Size, members: int):
     zeta1, zeta2 = 5 * draw.ratio, np.full(members, 5.0)
     lam1, lam2 = draw.decay.T[:2]
     d, total = (lam1 * zeta1 - lam2 * zeta2) / 2, lam1 * zeta1 + lam2 * zeta2
-    g, w, roots, sides = class_sides(draw.features, size), draw.prototypes, [], 0.0
+    g, w, roots = class_sides(draw.features, size), draw.prototypes, []
+    sides = np.zeros((2, *w.shape))
     for sigma, part in zip(sigmas(draw, size), (lambda x: x - common_part(x), common_part), strict=False):
         r = np.sqrt(d**2 + sigma**2 * zeta1 * zeta2)
         exponent = 2 * zeta1 * zeta2 * (sigma**2 - lam1 * lam2) / (2 * r + total)

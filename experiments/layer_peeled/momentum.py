@@ -6,15 +6,14 @@ import numpy as np
 
 from dynamics.verify import Claim, measured_order
 from experiments.dense import clock, deviation, size_of, spectrum, stacked
-from experiments.descents import EIGHTHS, HALVINGS, STEPS, descended, halved, random_rates
+from experiments.descents import EIGHTHS, HALVINGS, STEPS, Method, descended, halved, random_rates
 from experiments.instances import SIZES, Draw, Size, class_sides, common_part, draws, sigmas, spread, worst_of
-from experiments.oracles import column, descend, mode_exponents, pull_matrix, stack
+from experiments.oracles import balanced_pull, column, descend, mode_exponents, stack, worst_gap
 from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorems 2 and 4, in discrete time"
 SIZE = SIZES[0]
 END = 0.5
-METHODS = ("heavy ball", "nesterov")
 
 
 def _momentum(draw: Draw):
@@ -22,32 +21,26 @@ def _momentum(draw: Draw):
 
 
 @functools.cache
-def _stepped(size: Size, members: int, method: str):
+def _stepped(size: Size, members: int, method: Method):
     """The draws, rates that change from step to step, the library's two answers, and the plain loop's."""
     draw = draws(size, members)
     rates, mu = random_rates(draw), _momentum(draw)
-    pull = pull_matrix(np.repeat(np.arange(size.classes), size.per_class), draw.gamma)
+    pull = balanced_pull(draw, size)
     looped = descend(pull, draw, rates, draw.decay, mu, nesterov=method == "nesterov")
     return draw, rates, *descended(draw, size, rates, mu, method), looped
 
 
-def _worst(found, expected):
-    whole = np.hypot(size_of(stack(expected)), size_of(expected.biases, 1))
-    apart = np.hypot(size_of(stack(found) - stack(expected)), size_of(found.biases - expected.biases, 1))
-    return (apart / whole).max(axis=1)
-
-
-def _formula(size: Size, members: int, method: str):
+def _formula(size: Size, members: int, method: Method):
     *_, formula, looped = _stepped(size, members, method)
-    return _worst(formula, looped)
+    return worst_gap(formula, looped)
 
 
-def _simulated(size: Size, members: int, method: str):
+def _simulated(size: Size, members: int, method: Method):
     *_, simulated, _, looped = _stepped(size, members, method)
-    return _worst(simulated, looped)
+    return worst_gap(simulated, looped)
 
 
-def _companion(generator, rates, mu, method: str):
+def _companion(generator, rates, mu, method: Method):
     """(x, v) after a step, v the running gradient: [I + c D A, -m D; -A, mu I] with D the rates."""
     n = generator.shape[-1]
     mu, own = column(mu), np.eye(n)
@@ -62,7 +55,7 @@ def _mode(sigma, draw: Draw):
     return np.stack([-draw.decay[:, 0], sigma, sigma, -draw.decay[:, 1]], axis=-1).reshape(-1, 2, 2)
 
 
-def _companions(size: Size, members: int, method: str):
+def _companions(size: Size, members: int, method: Method):
     """4x4 products for sigma1 and sigma2, 2x2 ones of the scalars -lambda1 for deviations and -lambda_b for biases."""
     draw, rates, simulated, _, _ = _stepped(size, members, method)
     mu, g, w = _momentum(draw), class_sides(draw.features, size), draw.prototypes
@@ -78,7 +71,7 @@ def _companions(size: Size, members: int, method: str):
     return deviation(stack(simulated)[:, -1], stacked(features, prototypes))
 
 
-def _biases(size: Size, members: int, method: str):
+def _biases(size: Size, members: int, method: Method):
     """The scalar recursion of -lambda_b, applied to b - kappa/lambda_b."""
     draw, rates, simulated, _, _ = _stepped(size, members, method)
     rest = (sigmas(draw, size)[2] / draw.decay[:, 2])[:, None]
@@ -91,7 +84,7 @@ def _biases(size: Size, members: int, method: str):
     return size_of(simulated.biases[:, -1] - expected, 1) / unit
 
 
-def _quadratic(omega, eta, mu, method: str):
+def _quadratic(omega, eta, mu, method: Method):
     """Coefficients (1, b, c) of r^2 - (1 + mu + eta omega) r + mu, or of Nesterov's r^2 - (1 + mu)(1 + eta omega) r + ..."""
     if method == "nesterov":
         b, c = -(1 + mu) * (1 + eta * omega), mu * (1 + eta * omega)
@@ -100,7 +93,7 @@ def _quadratic(omega, eta, mu, method: str):
     return np.stack(np.broadcast_arrays(1.0, b, c), axis=-1)
 
 
-def _splits(size: Size, members: int, method: str):
+def _splits(size: Size, members: int, method: Method):
     """Characteristic polynomials: of the 4x4 companion, and the product of the two quadratics."""
     draw = draws(size, members)
     mu, eta = _momentum(draw), draw.rate
@@ -116,7 +109,7 @@ def _splits(size: Size, members: int, method: str):
     return worst
 
 
-def _recursion(size: Size, members: int, method: str):
+def _recursion(size: Size, members: int, method: Method):
     """Simulated iterates at a constant rate, in the eigenvectors of the dense generator: three terms each."""
     draw, eta = draws(size, members), draws(size, members).rate
     mu = _momentum(draw)
@@ -126,6 +119,17 @@ def _recursion(size: Size, members: int, method: str):
     _, b, c = np.moveaxis(_quadratic(modes.exponents, eta[:, None], mu[:, None], method), -1, 0)
     left = x[:, 2:] + b[:, None, :, None] * x[:, 1:-1] + c[:, None, :, None] * x[:, :-2]
     return (size_of(left) / size_of(x[:, 2:])).max(axis=1)
+
+
+def _root(size: Size, members: int, method: Method):
+    """The leading root at eta omega = +-1e-6: its log against eta omega/(1 - mu), relative."""
+    mu = _momentum(draws(size, members))
+    worst = np.zeros(members)
+    for x in (1e-6, -1e-6):
+        a = 2 + _quadratic(x, 1.0, mu, method)[:, 1]
+        rise = 2 * x / (a + np.sqrt(a**2 + 4 * x))  # r - 1, a root of (r - 1)^2 + (2 + b)(r - 1) - x
+        worst = np.maximum(worst, np.abs(np.log1p(rise) * (1 - mu) / x - 1))
+    return worst
 
 
 def _flow_limit(size: Size, members: int):
@@ -144,13 +148,13 @@ def _flow_limit(size: Size, members: int):
 _claim = functools.partial(Claim, id="beyond.gd", source=SOURCE)
 _ANY = ("balanced classes", "any rates, step by step", "velocity zero before the first step")
 _CONSTANT = ("balanced classes", "constant rates")
-_STATEMENTS = {
+_STATEMENTS: dict[Method, tuple[str, str]] = {
     "heavy ball": ("[I + D A, -mu D; -A, mu I]", "r^2 - (1 + mu + eta omega) r + mu"),
     "nesterov": ("[I + (1 + mu) D A, -mu^2 D; -A, mu I]", "r^2 - (1 + mu)(1 + eta omega) r + mu (1 + eta omega)"),
 }
 
 
-def _claims(method: str) -> tuple[Claim, ...]:
+def _claims(method: Method) -> tuple[Claim, ...]:
     matrix, quadratic = _STATEMENTS[method]
     check = lambda residuals: functools.partial(worst_of, functools.partial(residuals, method=method), sizes=(SIZE,))
     name = f"momentum-{method.replace(' ', '-')}"
@@ -160,6 +164,7 @@ def _claims(method: str) -> tuple[Claim, ...]:
         ("companion", f"each mode moves by {matrix}, deviations by that of -lambda1", _ANY, 5e-14, _companions),
         ("biases", "b - kappa/lambda moves by the companion of the scalar -lambda", _ANY, 5e-14, _biases),
         ("split", f"at a constant ratio the companion splits into {quadratic}", _CONSTANT, 5e-14, _splits),
+        ("root", "its leading root tends to exp(eta omega/(1 - mu)) as eta does to 0", _CONSTANT, 5e-4, _root),
         ("recursion", f"every eigenvector's iterates obey {quadratic}", _CONSTANT, 5e-14, _recursion),
     )
     return tuple(

@@ -11,7 +11,7 @@ from dynamics.losses.base import SymmetricCoupling
 from dynamics.verify import Claim, Measured
 from experiments.dense import deviation, size_of, stacked
 from experiments.instances import SIZES, Draw, class_sides, draws, sigmas, spread, worst_of
-from experiments.oracles import column, dense_motion, generator, integrate, pull_matrix, stack
+from experiments.oracles import balanced_pull, column, dense_motion, generator, integrate, stack
 from experiments.pairs import END, Pair, pairs
 from experiments.registry import Experiment
 
@@ -50,8 +50,8 @@ PROBE = (
 @functools.cache
 def _program():
     def one(draw, pair, sign, speed):
-        starts = [jnp.concatenate(parts, axis=1) for parts in zip((draw.features, draw.prototypes), PROBE, strict=True)]
-        state = dyn.Peeled(*starts, draw.biases)
+        beside = lambda drawn, probe: jnp.concatenate([drawn, probe], axis=1)
+        state = dyn.Peeled(beside(draw.features, PROBE[0]), beside(draw.prototypes, PROBE[1]), draw.biases)
         return dyn.exact.flow(_problem(draw, sign), state, pair.schedules(speed), TS)
 
     return jax.jit(jax.vmap(one, in_axes=(0, 0, None, None)))
@@ -89,7 +89,7 @@ def _simulated(members: int) -> dyn.Trajectory:
 def _solved(members: int, speed: float) -> np.ndarray:
     """The first HOST members by DOP853, (HOST, times, samples + classes, dim)."""
     draw, pair = _drawn(members)
-    pull = pull_matrix(np.repeat(np.arange(SIZE.classes), SIZE.per_class), draw.gamma)
+    pull = balanced_pull(draw, SIZE)
     states = []
     for k in range(min(HOST, members)):
         own = Pair(*(x[k : k + 1] for x in pair))
@@ -156,7 +156,7 @@ def _uncoupled(size, members: int):
 def _wrong(members: int) -> Measured:
     """The residual is 0.1 % over the median error of the exponential of the integrated generator."""
     draw, pair = _drawn(members)
-    pull = pull_matrix(np.repeat(np.arange(SIZE.classes), SIZE.per_class), draw.gamma)
+    pull = balanced_pull(draw, SIZE)
     averaged = dense_motion(pull, stacked(draw.features, draw.prototypes), pair.clocks(END), draw.decay.T[:2])
     errors = deviation(averaged, _states(_by_formula(members))[:, -1])
     numbers = {"median error": float(np.median(errors)), "largest error": float(errors.max())}
@@ -166,7 +166,7 @@ def _wrong(members: int) -> Measured:
 def _commutator(size, members: int):
     """Without decay, of the dense generators at two times: its diagonal blocks, which sigma^2 is the square of."""
     draw, pair = _drawn(members)
-    pull = pull_matrix(np.repeat(np.arange(SIZE.classes), SIZE.per_class), draw.gamma)
+    pull = balanced_pull(draw, SIZE)
     none = np.zeros((2, members))
     times = [(END * draw.spare[:, k])[:, None] for k in (9, 10)]
     (a1, a2), (b1, b2) = [(pair.features(t)[:, 0], pair.weights(t)[:, 0]) for t in times]

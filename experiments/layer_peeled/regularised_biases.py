@@ -6,7 +6,7 @@ import numpy as np
 
 from dynamics.verify import Claim
 from experiments.dense import clock, deviation, size_of
-from experiments.instances import HORIZON, TIMES, Size, by_formula, draws, limits, sigmas, simulated, worst_of
+from experiments.instances import HORIZON, SIMULATED, TIMES, Size, by_formula, draws, limits, sigmas, simulated, worst_of
 from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, corrected"
@@ -71,7 +71,7 @@ EXPERIMENT = Experiment(
             name="regularised-biases-flow",
             statement="b = e^{-lambda zeta2} b0 + kappa (1 - e^{-lambda zeta2})/lambda 1",
             tolerance=1e-7,
-            check=functools.partial(worst_of, _biases_simulated),
+            check=functools.partial(worst_of, _biases_simulated, sizes=SIMULATED),
         ),
         _claim(
             id="unhinged.regularised",

@@ -11,7 +11,7 @@ from dynamics.state import norm
 from dynamics.verify import Claim
 from experiments.descents import problem_of
 from experiments.instances import SIZES, Draw, Size, draws, sigmas, worst_of
-from experiments.oracles import generator, mode_exponents, pull_matrix
+from experiments.oracles import balanced_pull, generator, mode_exponents
 from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, in discrete time"
@@ -67,7 +67,7 @@ def _edges(size: Size, members: int, method: str):
 def _radius(size: Size, members: int, method: str):
     """The spectral radius of one step at the limit: the dense companion matrix of features, prototypes and biases."""
     draw, step, _ = _stepped(size, members, method)
-    pull = pull_matrix(np.repeat(np.arange(size.classes), size.per_class), draw.gamma)
+    pull = balanced_pull(draw, size)
     rates = step * draw.rate * draw.ratio, step * draw.rate
     dense = generator(pull, rates, (draw.decay[:, 0], draw.decay[:, 1]))
     n = dense.shape[-1] + 1

@@ -7,6 +7,7 @@ import numpy as np
 from dynamics.verify import Claim
 from experiments.dense import clock, deviation, size_of, stacked
 from experiments.instances import (
+    SIMULATED,
     TIMES,
     Size,
     class_sides,
@@ -92,35 +93,35 @@ EXPERIMENT = Experiment(
             statement="schedules of equal integral lead to the same point",
             assumptions=_BALANCED,
             tolerance=1e-9,
-            check=functools.partial(worst_of, _clock_alone),
+            check=functools.partial(worst_of, _clock_alone, sizes=SIMULATED),
         ),
         _claim(
             name="unconstrained-mean-mode",
             statement="gamma = 1/(C-1): the means over classes of features and prototypes stay",
             assumptions=(*_BALANCED, "gamma = 1/(C-1)"),
             tolerance=1e-14,
-            check=functools.partial(worst_of, _mean_mode),
+            check=functools.partial(worst_of, _mean_mode, sizes=SIMULATED),
         ),
         _claim(
             name="unconstrained-loss",
             statement="L = -sigma1 <W Pi, G Pi> - sigma2 <W J, G J> - kappa 1^T b along the path",
             assumptions=("balanced classes", "no decay"),
             tolerance=1e-14,
-            check=functools.partial(worst_of, _loss),
+            check=functools.partial(worst_of, _loss, sizes=SIMULATED),
         ),
         _claim(
             name="unconstrained-invariant",
             statement="H H^T/s - W W^T is constant",
             assumptions=_BALANCED,
             tolerance=1e-7,
-            check=functools.partial(worst_of, _invariant),
+            check=functools.partial(worst_of, _invariant, sizes=SIMULATED),
         ),
         _claim(
             name="unconstrained-biases",
             statement="b = b0 + kappa zeta2 1",
             assumptions=("balanced classes", "no decay"),
             tolerance=1e-8,
-            check=functools.partial(worst_of, _biases),
+            check=functools.partial(worst_of, _biases, sizes=SIMULATED),
         ),
     ),
 )
