@@ -27,7 +27,7 @@ class ClassMeans(eqx.Module):
     deviations: Float[Array, "samples dim"]
     data: Labels
 
-    def lift(self, state: Peeled, kept=1.0) -> Peeled:
+    def lift(self, state: Peeled, kept: float | Array = 1.0) -> Peeled:
         """The full state for a reduced one; `kept` multiplies the deviations (their decay so far)."""
         root = (self.data.labels.size / self.data.num_classes) ** 0.5
         features = self.data.spread(state.features / root) + kept * self.deviations

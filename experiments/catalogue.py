@@ -2,6 +2,7 @@
 
 from experiments.layer_peeled import (
     anchored,
+    balance,
     bounds,
     classmean,
     eigenspaces,
@@ -16,6 +17,8 @@ from experiments.layer_peeled import (
     gd_direction,
     gd_ratio,
     imbalance,
+    imbalance_collapse,
+    imbalance_spectrum,
     insights,
     kernel,
     kernel_theorem,
@@ -67,7 +70,10 @@ EXPERIMENTS: tuple[Experiment, ...] = tuple(
         nonproportional,
         magnus,
         logspace,
+        imbalance_spectrum,
         imbalance,
+        imbalance_collapse,
+        balance,
         fig_1,
         fig_4,
         fig_5,

