@@ -273,9 +273,9 @@ class FromOptax(Schedule):
     r"""An optax schedule (any function of the step count) read as a rate in continuous time.
 
     Up to `horizon` the integral is a Gauss-Legendre quadrature on `panels` panels cut at the given `jumps`; after it the
-    rate keeps its last value. `error_estimate` states the quadrature error: twice the largest difference, inside panels too, from
-    panels sixteen times as fine. Give `jumps` for a staircase, otherwise its steps cost accuracy, and the estimate says how
-    much.
+    rate keeps its last value. `error_estimate` states the quadrature error: twice the largest difference, inside panels too,
+    from panels sixteen times as fine. Give `jumps` for a staircase, otherwise its steps cost accuracy, and the estimate says
+    how much.
     """
 
     clock: Float[Array, " edges"]

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 DEFAULT_MEMBERS = 1026
@@ -116,13 +117,20 @@ def _check(chosen, options, *, drawing, file: str) -> int:
     begin = time.perf_counter()
     verdicts, pictures = [], []
     print(report.HEADER)
-    for experiment in chosen:
-        long = experiment.long_claims if experiment in drawing else ()
-        for claim in (*experiment.claims, *long):
-            verdicts.append(claim.verdict(options.members))
-            print(report.line(verdicts[-1]), flush=True)
-        if experiment in drawing and experiment.draw is not None:
-            pictures += experiment.draw(options.out)
+    # long simulations run beside the claims, which mostly wait for one core's compiler
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        prepared = {one.name: beside.submit(one.prepare) for one in drawing if one.prepare is not None}
+        for experiment in chosen:
+            claims = experiment.claims
+            if experiment in drawing:
+                claims += experiment.long_claims
+                if experiment.name in prepared:
+                    prepared[experiment.name].result()
+            for claim in claims:
+                verdicts.append(claim.verdict(options.members))
+                print(report.line(verdicts[-1]), flush=True)
+            if experiment in drawing and experiment.draw is not None:
+                pictures += experiment.draw(options.out)
     written = report.write_json(options.out / file, [verdict.to_json() for verdict in verdicts])
     print(f"{report.summary(verdicts)}; {time.perf_counter() - begin:.0f} s")
     for path in (written, *pictures):

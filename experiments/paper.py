@@ -43,7 +43,7 @@ class Start(NamedTuple):
     deviation: float
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def start(seed: int, prototype_variance: float = 2 / DIM) -> Start:
     """The random start of one seed."""
     rng = np.random.default_rng([2023, seed])

@@ -46,16 +46,9 @@ def test_a_thousand_members_against_the_formula():
     # and the formula is right: some of them by an ODE solver
     for i in range(0, members, 300):
         one = cases.member(x, i)
-        eta = oracles.cosine(one["rates"][1], 4.0, 0.3 * one["rates"][1])
-        ratio = one["rates"][0]
-        truth = oracles.dop853(
-            cases.plain(BALANCED, one),
-            cases.point(one),
-            lambda t, side: ratio * eta(t, side),
-            eta,
-            TS,
-            [4.0],
-        )
+        rate, ratio = one["rates"][1], one["rates"][0]
+        eta1, eta2 = (oracles.cosine(c * rate, 4.0, 0.3 * c * rate) for c in (ratio, 1.0))
+        truth = oracles.dop853(cases.plain(BALANCED, one), cases.point(one), eta1, eta2, TS, [4.0])
         assert max(oracles.relative(cases.at(moved.states, i, k), point) for k, point in enumerate(truth)) <= 1e-8
 
 

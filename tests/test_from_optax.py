@@ -46,7 +46,7 @@ def test_steps_with_their_jumps_given():
 def test_states_what_a_step_it_was_not_told_of_costs():
     ts = np.linspace(0.0, 10.0, 401)
     too_small = {}
-    for boundary in np.random.default_rng(0).uniform(0.5, 9.5, 8):
+    for boundary in np.random.default_rng(0).uniform(0.5, 9.5, 150):
         schedule = FromOptax(lambda t, b=boundary: jnp.where(t < b, 1.0, 0.2), 10.0, panels=16)
         clock = np.minimum(ts, boundary) + 0.2 * np.maximum(ts - boundary, 0.0)
         gap = float(np.max(np.abs(schedule.integral(jnp.asarray(ts)) - clock)))

@@ -1,5 +1,6 @@
 """A page of panels, and its files."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -71,16 +72,23 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     """Write `name.png` and `name.pdf` into the folder, each whole or not at all; returns their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    fonts = logging.getLogger("fontTools")  # warns of fonts without a date
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)
     paths = []
-    for kind in ("png", "pdf"):
-        target = folder / f"{name}.{kind}"
-        partial = folder / f".tmp-{os.getpid()}-{target.name}"
-        try:
-            with matplotlib.rc_context(STYLE):
-                # no date inside: the same figure gives the same file
-                figure.savefig(partial, format=kind, dpi=200, metadata={"CreationDate": None} if kind == "pdf" else None)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        paths.append(target)
+    try:
+        for kind in ("png", "pdf"):
+            target = folder / f"{name}.{kind}"
+            partial = folder / f".tmp-{os.getpid()}-{target.name}"
+            # no date inside: the same figure gives the same file
+            metadata = {"CreationDate": None} if kind == "pdf" else None
+            try:
+                with matplotlib.rc_context(STYLE):
+                    figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+            paths.append(target)
+    finally:
+        fonts.setLevel(level)
     return paths
