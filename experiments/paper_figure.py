@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 ITERATES = ("C = 100, N = 10, p = 512, 50 000 steps", "one seed", "iterates of class means and deviations")
 ROUNDING = (
     "not the formula but the rounding of float64 iterates, 1e-13 of the norm after 50 000 steps: it moves a distance of 1.4e-9 "
-    "by 3e-8 of itself and one of 1.5e-11 by 4e-5; in 80-bit arithmetic (p = 8) the same iterates agree with the formula to 4e-11"
+    "by 3e-8 of itself and one of 1.5e-11 by 4e-5; in 80-bit arithmetic (p = 8) the same iterates agree with it to 4e-11"
 )
 BAND_SEEDS = tuple(range(8))
 BAND_EVERY = 2500

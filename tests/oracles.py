@@ -250,6 +250,11 @@ def warmup(duration: float, after: Callable, start: float = 0.0) -> Callable:
     return rate
 
 
+def worst(errors) -> float:
+    """The largest of some errors; NaN if any is NaN, so that it fails every bound."""
+    return float(np.max(np.asarray(list(errors), float)))
+
+
 def relative(x, truth) -> float:
     """The norm of the difference of two states or arrays over the norm of the second."""
     x, truth = (np.concatenate([np.ravel(part) for part in z]) if isinstance(z, tuple) else z for z in (x, truth))

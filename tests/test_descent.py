@@ -34,7 +34,8 @@ def trail(states, i=None) -> list[oracles.Point]:
 def worst(states: list[oracles.Point], truth: list[oracles.Point]) -> float:
     """The largest relative error of a part at any time."""
     assert len(states) == len(truth)
-    return max(oracles.relative(a, b) for x, y in zip(states, truth, strict=True) for a, b in zip(x, y, strict=True))
+    pairs = [pair for x, y in zip(states, truth, strict=True) for pair in zip(x, y, strict=True)]
+    return oracles.worst(oracles.relative(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -62,7 +62,7 @@ def test_against_a_plain_loop(name):
         _, eta1, eta2 = rates_of(one, one["dt"], varying)
         options = one["dt"], one["momentum"], nesterov
         truth = oracles.loop(cases.plain(shape, one), cases.point(one), eta1, eta2, STEPS, EVERY, *options)
-        error = max(
+        error = oracles.worst(
             oracles.relative(part, true)
             for k, point in enumerate(truth)
             for part, true in zip(cases.at(moved.states, i, k), point, strict=True)

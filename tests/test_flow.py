@@ -49,7 +49,7 @@ def test_a_thousand_members_against_the_formula():
         rate, ratio = one["rates"][1], one["rates"][0]
         eta1, eta2 = (oracles.cosine(c * rate, 4.0, 0.3 * c * rate) for c in (ratio, 1.0))
         truth = oracles.dop853(cases.plain(BALANCED, one), cases.point(one), eta1, eta2, TS, [4.0])
-        assert max(oracles.relative(cases.at(moved.states, i, k), point) for k, point in enumerate(truth)) <= 1e-8
+        assert oracles.worst(oracles.relative(cases.at(moved.states, i, k), point) for k, point in enumerate(truth)) <= 1e-8
 
 
 def test_jumps_kernels_and_how_members_end():
@@ -73,7 +73,7 @@ def test_jumps_kernels_and_how_members_end():
         eta1 = oracles.piecewise(0.8 * np.array([1.0, 0.1, 2.0]), one["cuts"])
         eta2 = oracles.polynomial(0.5, 5.0, 1.0)
         truth = oracles.dop853(cases.plain(KERNELS, one), cases.point(one), eta1, eta2, TS, [1.0, 3.3, 5.0])
-        error = max(oracles.relative(cases.at(good.states, i, k), point) for k, point in enumerate(truth))
+        error = oracles.worst(oracles.relative(cases.at(good.states, i, k), point) for k, point in enumerate(truth))
         assert error <= 1e-7
 
     bad = {name: values.copy() for name, values in x.items()}
@@ -117,7 +117,7 @@ def test_losses_without_closed_form_against_an_ode_solver(loss):
     assert int(moved.status) == dyn.status.OK and moved.states is None
     truth = oracles.dop853(plain, cases.point(x), oracles.cosine(1.2, 5.0), oracles.constant(0.7), TS, [5.0])
     states = dyn.Peeled(*(moved.observed[name] for name in oracles.Point._fields))
-    error = max(oracles.relative(cases.at(states, k), point) for k, point in enumerate(truth))
+    error = oracles.worst(oracles.relative(cases.at(states, k), point) for k, point in enumerate(truth))
     assert error <= 1e-7
     np.testing.assert_allclose(moved.observed["objective"], [plain.objective(point) for point in truth], rtol=1e-7)
 

@@ -79,7 +79,7 @@ def _order(size: Size, members: int):
     sigma1, sigma2, _ = sigmas(draw._replace(gamma=gamma), size)
     inside = (gamma > 0) & (gamma < end)
     difference = gamma * (2 + 2 * gamma - gamma * classes) / (classes * size.per_class)
-    identity = np.abs(sigma1**2 - sigma2**2 - difference) / sigma1**2
+    identity = np.abs(sigma1**2 - sigma2**2 - difference) / (sigma1**2 + sigma2**2)
     ends = draw._replace(gamma=np.where(draw.spare[:, 2] < 0.5, 0.0, end if classes > 2 else 0.0))
     at_end = np.abs(np.subtract(*np.abs(sigmas(ends, size)[:2])))
     return np.max([identity, at_end, np.where(inside == (np.abs(sigma2) < sigma1), 0.0, np.inf)], axis=0)
@@ -107,7 +107,7 @@ EXPERIMENT = Experiment(
         _claim(
             name="eigenspaces-dimensions",
             statement="dimensions p(C-1) twice, p twice, pC(N-1): together p C(N+1)",
-            tolerance=5e-15,
+            tolerance=1e-14,
             check=_dimensions,
         ),
         _claim(

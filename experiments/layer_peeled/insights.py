@@ -25,7 +25,7 @@ from experiments.instances import (
 from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Appendix D"
-SCALES = np.geomspace(0.1, 1e4, 11)  # of the prototypes at the start
+SCALES = np.geomspace(0.1, 1e6, 13)  # of the prototypes at the start
 
 
 def _draw(size: Size, members: int, decay: bool) -> Draw:
@@ -188,21 +188,21 @@ EXPERIMENT = Experiment(
             name="insights-scale",
             statement="scaling W0 up turns the limit towards W0's frame",
             assumptions=(*_INSIDE, "no decay"),
-            tolerance=1e-5,
+            tolerance=1e-8,
             check=functools.partial(worst_of, functools.partial(_larger_prototypes, decay=False)),
         ),
         _claim(
             name="insights-scale-decay",
             statement="with decay, too",
             assumptions=_INSIDE,
-            tolerance=1e-5,
+            tolerance=1e-8,
             check=functools.partial(worst_of, functools.partial(_larger_prototypes, decay=True)),
         ),
         _claim(
             name="insights-simplex",
             statement="a large simplex W0 makes the limit a simplex",
             assumptions=(*_INSIDE, "no decay", "p >= C - 1"),
-            tolerance=1e-2,
+            tolerance=1e-4,
             check=functools.partial(worst_of, _simplex_start, sizes=SIZES[:2]),
         ),
         _claim(

@@ -70,8 +70,8 @@ def _constraints(size: Size, members: int):
     away = lambda constraint: np.eye(constraint.shape[1]) - np.linalg.pinv(constraint) @ constraint
     of_w = draw.prototypes - common_part(draw.prototypes)
     of_h = draw.features - spread(class_sides(draw.features, size), size)
-    wrong = deviation(of_w, away(ones) @ draw.prototypes), deviation(of_h, away(labels) @ draw.features)
-    return np.maximum(*wrong)
+    wrong_w = size_of(of_w - away(ones) @ draw.prototypes) / size_of(draw.prototypes)
+    return np.maximum(wrong_w, size_of(of_h - away(labels) @ draw.features) / size_of(draw.features))
 
 
 def _common_direction(size: Size, members: int):

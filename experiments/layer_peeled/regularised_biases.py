@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.dense import clock, deviation, size_of
+from experiments.dense import clock, deviation, size_of, stacked
 from experiments.instances import HORIZON, SIMULATED, TIMES, Size, by_formula, draws, limits, sigmas, simulated, worst_of
 from experiments.registry import Experiment
 
@@ -26,13 +26,14 @@ def _biases(size: Size, members: int):
 
 
 def _biases_simulated(size: Size, members: int):
-    """The closed form, without a quotient that is 0/0 at lambda = 0, against the solver."""
+    """The closed form, without a quotient that is 0/0 at lambda = 0, against the solver; relative to the whole start."""
     draw = draws(size, members)
     zeta2 = clock(draw, TIMES)
     rate = draw.decay[:, 2:]
     pulled = sigmas(draw, size)[2][:, None] * -np.expm1(-rate * zeta2) / rate
     expected = np.exp(-rate * zeta2)[..., None] * draw.biases[:, None] + pulled[..., None]
-    return np.max(size_of(simulated(draw, size).states.biases - expected, 1) / size_of(draw.biases, 1)[:, None], axis=1)
+    start = np.hypot(size_of(stacked(draw.features, draw.prototypes)), size_of(draw.biases, 1))
+    return np.max(size_of(simulated(draw, size).states.biases - expected, 1), axis=1) / start
 
 
 def _slow_biases(size: Size, members: int):

@@ -93,12 +93,15 @@ def _library_limit(size: Size, members: int):
 
 
 def _reached(size: Size, members: int):
-    """Direction by formula at clocks from 1e9 to 1e12, and the log norm, relative to that of the fastest mode."""
+    """Direction by formula at clocks from 1e9 to 1e12, to rounding of the two terms of the limit; the log norm, by that of
+    the fastest mode."""
     draw = _draw(size, members)
     ts = np.geomspace(1e9, 1e12, POINTS) / draw.floor[:, None]
     moved, limit = by_formula(draw, size, ts, scaled=True), _limit(draw, size)
     length = size_of(limit)
+    terms = size_of(stacked(draw.features, draw.prototypes)) * np.maximum(1, np.sqrt(draw.ratio))
     wrong = size_of(stacked(moved.states.features, moved.states.prototypes) - (limit / length[:, None, None])[:, None])
+    wrong = wrong * np.minimum(1, length / terms)[:, None]
     lower, upper = (omega[:, None] * clock(draw, ts) for omega in _omegas(draw, sigmas(draw, size)[0]))
     log_gap = np.abs(moved.log_scale - upper - np.log(length)[:, None]) / (1 + np.abs(lower))
     return np.maximum(wrong, log_gap).max(axis=1)
