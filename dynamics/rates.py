@@ -3,6 +3,7 @@
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -76,3 +77,13 @@ class Rates(eqx.Module):
 def _built(how: str, rates: Rates) -> Rates:
     object.__setattr__(rates, "built", how)
     return rates
+
+
+def check_rates(rates) -> None:
+    """Refuse what is not a `Rates` of scalar schedules."""
+    if not isinstance(rates, Rates):
+        raise ValueError(f"rates must be a dynamics.Rates, got {type(rates).__name__}")
+    for name, schedule in (("features", rates.features), ("weights", rates.weights)):
+        shape = jax.eval_shape(schedule, 0.0).shape
+        if shape != ():
+            raise ValueError(f"rates.{name} must be a scalar at a given time, got shape {shape}; batch it with jax.vmap")

@@ -77,6 +77,11 @@ def check_times(ts, dtype) -> Float[Array, " times"]:
     return rounded
 
 
+def good_times(ts: Float[Array, " times"]) -> Bool[Array, ""]:
+    """Whether times, traced or not, are finite, >= 0 and strictly increasing."""
+    return jnp.all(jnp.isfinite(ts)) & (ts[0] >= 0) & jnp.all(jnp.diff(ts) > 0)
+
+
 def check_steps(steps: int, every: int, dt, momentum, nesterov) -> tuple[int, int]:
     """The step counts of a descent, once they and its other numbers are in range."""
     steps, every = validate.whole("steps", steps, 0), validate.whole("every", every, 1)

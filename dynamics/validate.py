@@ -62,7 +62,7 @@ def whole(name: str, x, at_least: int) -> int:
 
 def shape(name: str, x, wanted: Sequence[int | str], meaning: str) -> None:
     """Refuse an array whose shape is not `wanted`; strings in `wanted` stand for any size."""
-    got = jnp.shape(x)
+    got = np.shape(x)
     matches = len(got) == len(wanted) and all(isinstance(w, str) or g == w for g, w in zip(got, wanted, strict=True))
     if not matches:
         wanted_text = "(" + ", ".join(str(w) for w in wanted) + ("," if len(wanted) == 1 else "") + ")"

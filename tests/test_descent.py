@@ -1,5 +1,7 @@
 """Descent against plain loops, optax by hand, and the flow it tends to."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -8,7 +10,7 @@ import pytest
 import dynamics as dyn
 from dynamics.schedules import Cosine, Piecewise
 from dynamics.verify import measured_order
-from tests import cases, oracles
+from tests import cases, oracle_rates, oracles
 from tests.cases import Shape, balanced
 
 KERNELS = Shape((2, 0, 1, 0, 1), 2, weighted=True, kernel=True, feature_kernel=True)
@@ -56,7 +58,7 @@ def test_momentum_kernels_and_varying_rates_against_a_loop(nesterov):
     assert np.array_equal(moved.ts[0], [0, 25, 50, 75, 100])
     for i in range(4):
         one = cases.member(x, i)
-        eta1, eta2 = oracles.cosine(0.4, 90.0, 0.1), oracles.piecewise(values, cuts)
+        eta1, eta2 = oracle_rates.cosine(0.4, 90.0, 0.1), oracle_rates.piecewise(values, cuts)
         options = one["dt"], one["momentum"], nesterov
         truth = oracles.loop(cases.plain(KERNELS, one), cases.point(one), eta1, eta2, 100, 25, *options)
         assert worst(trail(moved.states, i), truth) <= 1e-13
@@ -87,7 +89,7 @@ def test_optax_optimisers(name):
     problem, plain = curved(x)
     rates = dyn.Rates(0.05, Cosine(0.1, 50.0))
     moved = jax.jit(lambda start: dyn.descent(problem, start, rates, 60, every=20, optimizer=optimizer))(cases.start(x))
-    truth = optax_by_hand(optimizer, plain, cases.point(x), 0.05, oracles.cosine(0.1, 50.0), 60, 20)
+    truth = optax_by_hand(optimizer, plain, cases.point(x), 0.05, oracle_rates.cosine(0.1, 50.0), 60, 20)
     assert worst(trail(moved.states), truth) <= 1e-12
     if name == "sgd-nesterov":
         run = {"every": 20, "momentum": 0.7, "nesterov": True}
@@ -103,8 +105,8 @@ def test_normalised_features_against_a_loop(loss, rescaled):
     rates = dyn.Rates(0.4, 0.2, rescaled=rescaled)
     run = jax.jit(lambda start: dyn.descent(problem, start, rates, 200, every=50, momentum=0.5))
     moved = run(cases.start(x))
-    plain = oracles.dataclasses.replace(plain, rescaled=rescaled)
-    eta1, eta2 = oracles.constant(0.4), oracles.constant(0.2)
+    plain = dataclasses.replace(plain, rescaled=rescaled)
+    eta1, eta2 = oracle_rates.constant(0.4), oracle_rates.constant(0.2)
     truth = oracles.loop(plain, cases.point(x), eta1, eta2, 200, 50, momentum=0.5)
     assert worst(trail(moved.states), truth) <= 1e-12
 
@@ -113,7 +115,7 @@ def test_first_order_towards_the_flow():
     x = cases.member(cases.numbers(CURVED, 1, 12, decay=True), 0)
     problem, plain = curved(x)
     horizon, counts = 6.0, np.array([128, 256, 512, 1024])
-    eta1, eta2 = oracles.cosine(0.9, horizon), oracles.exponential(0.6, 0.2)
+    eta1, eta2 = oracle_rates.cosine(0.9, horizon), oracle_rates.exponential(0.6, 0.2)
     rates = dyn.Rates(Cosine(0.9, horizon), dyn.schedules.Exponential(0.6, 0.2))
     # one program: every step size runs the longest count and is read at its own
     run = jax.jit(jax.vmap(lambda dt: dyn.descent(problem, cases.start(x), rates, 1024, every=128, dt=dt).states))
@@ -131,7 +133,7 @@ def test_observables_are_those_of_the_snapshots():
     watch = {"objective": lambda problem, state: problem.objective(state), "biases": lambda problem, state: state.biases}
     run = jax.jit(lambda start: dyn.descent(problem, start, dyn.Rates.equal(0.3), 30, every=10, observe=watch))
     moved = run(cases.start(x))
-    truth = oracles.loop(plain, cases.point(x), oracles.constant(0.3), oracles.constant(0.3), 30, 10)
+    truth = oracles.loop(plain, cases.point(x), oracle_rates.constant(0.3), oracle_rates.constant(0.3), 30, 10)
     assert moved.states is None and set(moved.observed) == set(watch)
     np.testing.assert_allclose(moved.observed["objective"], [plain.objective(p) for p in truth], rtol=1e-13)
     np.testing.assert_allclose(moved.observed["biases"], [p.biases for p in truth], rtol=1e-13)
@@ -144,7 +146,7 @@ def test_single_precision_stays_and_a_run_of_no_steps_returns_the_start():
     rates = dyn.Rates.equal(Cosine(0.3, 40.0))
     run = jax.jit(lambda start: dyn.descent(problem, start, rates, 40, every=20, dt=0.5, momentum=0.5))
     moved = run(start)
-    eta = oracles.cosine(0.3, 40.0)
+    eta = oracle_rates.cosine(0.3, 40.0)
     truth = oracles.loop(plain, cases.point(x), eta, eta, 40, 20, 0.5, 0.5)
     assert {leaf.dtype for leaf in jax.tree.leaves(moved.states)} == {np.dtype("float32")}
     assert worst(trail(moved.states), truth) <= 1e-5

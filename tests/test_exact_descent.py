@@ -8,7 +8,7 @@ import pytest
 
 import dynamics as dyn
 from dynamics.schedules import Cosine, Piecewise
-from tests import cases, oracles
+from tests import cases, oracle_rates, oracles
 from tests.cases import Shape, balanced
 
 STEPS, EVERY = 2000, 500
@@ -33,10 +33,10 @@ def rates_of(x, dt, varying: bool):
     """The library's rates and the oracle's; the values of a step change at k dt = 300 dt exactly, and inside a step."""
     a, b = x["rates"] / 8
     if not varying:
-        return dyn.Rates(a, b), oracles.constant(a), oracles.constant(b)
+        return dyn.Rates(a, b), oracle_rates.constant(a), oracle_rates.constant(b)
     values, cuts = b * np.array([1.0, 0.1, 2.0]), np.array([300.0, 1200.5]) * dt
     rates = dyn.Rates(Cosine(a, 1500 * dt, 0.1 * a), Piecewise(values, cuts))
-    return rates, oracles.cosine(a, 1500 * dt, 0.1 * a), oracles.piecewise(values, cuts)
+    return rates, oracle_rates.cosine(a, 1500 * dt, 0.1 * a), oracle_rates.piecewise(values, cuts)
 
 
 @pytest.mark.parametrize("name", RUNS)

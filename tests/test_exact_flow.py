@@ -6,7 +6,7 @@ import pytest
 
 import dynamics as dyn
 from dynamics.schedules import Cosine, Exponential, Piecewise, Polynomial, Warmup
-from tests import cases, oracles
+from tests import cases, oracle_rates, oracles
 from tests.cases import Shape, balanced
 
 BALANCED = Shape(balanced(3, 2), 4)
@@ -73,14 +73,14 @@ def test_against_the_dense_exponential(name):
 def warm_cosine(x):
     a, b = x["rates"] + 0.1
     after = Cosine(a, 6.0, 0.1 * a)
-    eta = oracles.warmup(1.5, oracles.cosine(a, 6.0, 0.1 * a), 0.2)
+    eta = oracle_rates.warmup(1.5, oracle_rates.cosine(a, 6.0, 0.1 * a), 0.2)
     rates = dyn.Rates.proportional(Warmup(1.5, after, 0.2), b)
     return rates, lambda t, side: b * eta(t, side), eta, [1.5, 7.5]
 
 
 def shared_steps(x):
     values, cuts = x["rates"][0] * np.array([1.0, 0.3, 2.0]), np.array([0.7, 5.0])  # 0.7 is also a time to save
-    eta = oracles.piecewise(values, cuts)
+    eta = oracle_rates.piecewise(values, cuts)
     return dyn.Rates.equal(Piecewise(values, cuts)), eta, eta, cuts
 
 
@@ -88,27 +88,27 @@ def cosine_and_steps(x):
     a, b = x["rates"] + 0.1
     values, cuts = b * np.array([1.0, 0.1, 3.0, 0.0]), x["cuts"]
     rates = dyn.Rates(Cosine(a, 11.0), Piecewise(values, cuts))
-    return rates, oracles.cosine(a, 11.0), oracles.piecewise(values, cuts), [11.0, *cuts]
+    return rates, oracle_rates.cosine(a, 11.0), oracle_rates.piecewise(values, cuts), [11.0, *cuts]
 
 
 def warm_steps_and_polynomial(x):
     a, b = x["rates"] + 0.1
     values, cut = a * np.array([1.0, 0.2]), x["cuts"][:1]
     rates = dyn.Rates(Warmup(1.3, Piecewise(values, cut)), Polynomial(b, 9.0, 0.7, 0.1 * b))
-    eta1 = oracles.warmup(1.3, oracles.piecewise(values, cut))
-    return rates, eta1, oracles.polynomial(b, 9.0, 0.7, 0.1 * b), [1.3, *(1.3 + cut), 9.0]
+    eta1 = oracle_rates.warmup(1.3, oracle_rates.piecewise(values, cut))
+    return rates, eta1, oracle_rates.polynomial(b, 9.0, 0.7, 0.1 * b), [1.3, *(1.3 + cut), 9.0]
 
 
 def growing_and_cosine(x):
     a, b = x["rates"] + 0.1
     rates = dyn.Rates(Exponential(a, -0.1), Cosine(b, 5.0))
-    return rates, oracles.exponential(a, -0.1), oracles.cosine(b, 5.0), [5.0]
+    return rates, oracle_rates.exponential(a, -0.1), oracle_rates.cosine(b, 5.0), [5.0]
 
 
 def steps_and_fading(x):
     values, cut = x["rates"][0] * np.array([1.0, 0.2]), x["cuts"][:1]
     rates = dyn.Rates(Piecewise(values, cut), Exponential(x["rates"][1], 0.3))
-    return rates, oracles.piecewise(values, cut), oracles.exponential(x["rates"][1], 0.3), cut
+    return rates, oracle_rates.piecewise(values, cut), oracle_rates.exponential(x["rates"][1], 0.3), cut
 
 
 VARYING = {

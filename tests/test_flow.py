@@ -7,7 +7,7 @@ import pytest
 
 import dynamics as dyn
 from dynamics.schedules import Cosine, Piecewise, Polynomial
-from tests import cases, oracles
+from tests import cases, oracle_rates, oracles
 from tests.cases import Shape, balanced
 
 BALANCED = Shape(balanced(3, 2), 2)
@@ -47,7 +47,7 @@ def test_a_thousand_members_against_the_formula():
     for i in range(0, members, 300):
         one = cases.member(x, i)
         rate, ratio = one["rates"][1], one["rates"][0]
-        eta1, eta2 = (oracles.cosine(c * rate, 4.0, 0.3 * c * rate) for c in (ratio, 1.0))
+        eta1, eta2 = (oracle_rates.cosine(c * rate, 4.0, 0.3 * c * rate) for c in (ratio, 1.0))
         truth = oracles.dop853(cases.plain(BALANCED, one), cases.point(one), eta1, eta2, TS, [4.0])
         assert oracles.worst(oracles.relative(cases.at(moved.states, i, k), point) for k, point in enumerate(truth)) <= 1e-8
 
@@ -70,8 +70,8 @@ def test_jumps_kernels_and_how_members_end():
     assert np.all(good.status == dyn.status.OK)
     for i in range(7):
         one = cases.member(x, i)
-        eta1 = oracles.piecewise(0.8 * np.array([1.0, 0.1, 2.0]), one["cuts"])
-        eta2 = oracles.polynomial(0.5, 5.0, 1.0)
+        eta1 = oracle_rates.piecewise(0.8 * np.array([1.0, 0.1, 2.0]), one["cuts"])
+        eta2 = oracle_rates.polynomial(0.5, 5.0, 1.0)
         truth = oracles.dop853(cases.plain(KERNELS, one), cases.point(one), eta1, eta2, TS, [1.0, 3.3, 5.0])
         error = oracles.worst(oracles.relative(cases.at(good.states, i, k), point) for k, point in enumerate(truth))
         assert error <= 1e-7
@@ -115,7 +115,7 @@ def test_losses_without_closed_form_against_an_ode_solver(loss):
     watch["objective"] = lambda problem, state: problem.objective(state)
     moved = jax.jit(lambda start: dyn.flow(problem, start, rates, TS, observe=watch))(cases.start(x))
     assert int(moved.status) == dyn.status.OK and moved.states is None
-    truth = oracles.dop853(plain, cases.point(x), oracles.cosine(1.2, 5.0), oracles.constant(0.7), TS, [5.0])
+    truth = oracles.dop853(plain, cases.point(x), oracle_rates.cosine(1.2, 5.0), oracle_rates.constant(0.7), TS, [5.0])
     states = dyn.Peeled(*(moved.observed[name] for name in oracles.Point._fields))
     error = oracles.worst(oracles.relative(cases.at(states, k), point) for k, point in enumerate(truth))
     assert error <= 1e-7

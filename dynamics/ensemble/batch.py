@@ -67,7 +67,7 @@ def run(
     chunk = min(total, 1024) if chunk is None else min(validate.whole("chunk", chunk, 1), total)
     index = np.arange(total)
     order = index if cost is None else _by_cost(cost, members, chunk)
-    host = jax.tree.map(np.asarray, members)
+    host = jax.tree.map(_on_host, members)
 
     if key is None:
         call = jax.jit(jax.vmap(lambda member, i: one(member)))
@@ -93,7 +93,13 @@ def run(
 
 def _rows(tree: PyTree, which) -> PyTree:
     """The chosen rows of every leaf, on the host."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[which], tree)
+    return jax.tree.map(lambda leaf: _on_host(leaf)[which], tree)
+
+
+def _on_host(leaf):
+    """The leaf as a NumPy array; random keys, which NumPy cannot hold, as they are."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if is_key else np.asarray(leaf)
 
 
 def _by_cost(cost: Callable, members: PyTree, chunk: int) -> np.ndarray:

@@ -4,15 +4,14 @@ from dynamics.exact.anchored import ANCHORED
 from dynamics.exact.closed_form import ClosedForm, NoClosedForm
 from dynamics.exact.linear import MODES
 from dynamics.problems import Problem
-from dynamics.rates import Rates
+from dynamics.rates import Rates, check_rates
 
 CLOSED_FORMS: tuple[ClosedForm, ...] = (MODES, ANCHORED)
 
 
 def choose(problem: Problem, rates: Rates) -> ClosedForm:
     """The first closed form without obstacles; decided by types, None-ness and static fields, never by values."""
-    if not isinstance(rates, Rates):
-        raise ValueError(f"rates must be a dynamics.Rates, got {type(rates).__name__}")
+    check_rates(rates)
     reasons = []
     for form in CLOSED_FORMS:
         obstacles = form.obstacles(problem, rates)

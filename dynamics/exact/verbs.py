@@ -9,7 +9,7 @@ from dynamics.exact.dispatch import choose
 from dynamics.exact.limit import Limit
 from dynamics.problems import LayerPeeled, Peeled
 from dynamics.rates import Rates
-from dynamics.trajectory import Trajectory, check_observe, check_steps, check_times
+from dynamics.trajectory import Trajectory, check_observe, check_steps, check_times, good_times
 
 
 def flow(
@@ -32,7 +32,7 @@ def flow(
     state, problem, rates = _prepared(problem, state, rates)
     ts = check_times(ts, state.features.dtype)
     check_observe(observe, scaled)
-    valid = tree.all_finite((state, ts)) & rates.valid() & problem.valid()
+    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid()
     return trajectory(form.flow(problem, state, rates, ts), problem, ts, valid, scaled, observe)
 
 

@@ -228,6 +228,9 @@ class LayerPeeled(Problem):
             validate.shape("feature_kernel", self.feature_kernel, (dim, dim), "(dim, dim)")
         for name in ("features", "prototypes", "biases"):
             validate.finite(name, getattr(state, name))
+        for part in ("features", "prototypes", "biases"):
+            if np.shape(getattr(self.decay, part)) != ():
+                raise ValueError(f"decay.{part} must be a scalar, got shape {np.shape(getattr(self.decay, part))}")
         dtype = jnp.result_type(state.features, state.prototypes, state.biases)
         if not jnp.issubdtype(dtype, jnp.floating):
             dtype = jnp.result_type(float)

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from dynamics import state as tree
 from dynamics import status, validate
 from dynamics.problems import Problem
-from dynamics.rates import Rates
+from dynamics.rates import Rates, check_rates
 from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_steps, observe_state
 
 
@@ -45,10 +45,11 @@ def descent(
 
     **Raises:** `ValueError` on the host for anything out of range that is known before tracing.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a dynamics problem, got {type(problem).__name__}")
     state = problem.check(state)
     dtype = jnp.result_type(*jax.tree.leaves(state))
-    if not isinstance(rates, Rates):
-        raise ValueError(f"rates must be a dynamics.Rates, got {type(rates).__name__}")
+    check_rates(rates)
     steps, every = check_steps(steps, every, dt, momentum, nesterov)
     check_observe(observe)
     if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):

@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 from dynamics import state as tree
 from dynamics import status, validate
 from dynamics.problems import Problem
-from dynamics.rates import Rates
-from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_times, observe_state
+from dynamics.rates import Rates, check_rates
+from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_times, good_times, observe_state
 
 
 def flow(
@@ -51,10 +51,11 @@ def flow(
 
     **Raises:** `ValueError` on the host for anything out of range that is known before tracing.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a dynamics problem, got {type(problem).__name__}")
     state = problem.check(state)
     dtype = jnp.result_type(*jax.tree.leaves(state))
-    if not isinstance(rates, Rates):
-        raise ValueError(f"rates must be a dynamics.Rates, got {type(rates).__name__}")
+    check_rates(rates)
     problem, rates = tree.cast((problem, rates), dtype)
     ts = check_times(ts, dtype)
     check_observe(observe)
@@ -68,7 +69,8 @@ def flow(
     elif not isinstance(solver, diffrax.AbstractSolver):
         raise ValueError(f"solver must be a diffrax solver, got {solver!r}")
 
-    valid = tree.all_finite((state, ts)) & rates.valid() & problem.valid()
+    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid()
+    asked, ts = ts, jnp.where(valid, ts, jnp.arange(ts.shape[0], dtype=dtype))  # the solver raises at times out of order
     # a bad member moves nowhere from a harmless start: it costs a few steps and cannot hold up its batch
     start = tree.select(valid, state, jax.tree.map(jnp.zeros_like, state))
 
@@ -109,9 +111,11 @@ def flow(
     saved, (last_time, last_state) = solution.ys
     code = _status(solution.result, valid, tree.all_finite(last_state))
     last_time = jnp.where(valid, last_time[0], 0.0)
+    at_start = observe_state(observe, problem, start)  # known, also where the first step is not finite
+    saved = jax.tree.map(lambda a, b: jnp.where((ts == 0).reshape(-1, *(1,) * b.ndim), b, a), saved, at_start)
     saved = blank((ts > last_time) | ~valid, saved)
     return Trajectory(
-        ts=ts,
+        ts=asked,
         states=saved if observe is None else None,
         observed={} if observe is None else saved,
         status=code,

@@ -198,14 +198,14 @@ EXPERIMENT = Experiment(
             name="regularised-class-means",
             statement="(G, W) -> e^m [cosh r + sinhc r [[-d, sigma zeta1], [sigma zeta2, d]]] (G, W)",
             assumptions=_DECAYED,
-            tolerance=1e-11,
+            tolerance=1e-12,
             check=functools.partial(worst_of, _class_means),
         ),
         _claim(
             name="regularised-projectors",
             statement="H = sum a H0 + a3 D0, W = sum b W0 over four projections, b with its second bracket corrected",
             assumptions=_DECAYED,
-            tolerance=1e-11,
+            tolerance=1e-12,
             check=functools.partial(worst_of, _projectors),
         ),
         _claim(

@@ -234,7 +234,7 @@ EXPERIMENT = Experiment(
             name="regularised-limit-outside",
             statement="gamma > 2/(C-2): E2- wins with omega2(|sigma2|)",
             assumptions=("balanced classes", "constant ratio of rates", "gamma > 2/(C-2)"),
-            tolerance=1e-12,
+            tolerance=2e-13,
             check=functools.partial(worst_of, _outside, sizes=(SIZES[0], SIZES[2])),
         ),
     ),

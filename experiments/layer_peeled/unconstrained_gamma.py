@@ -201,7 +201,7 @@ EXPERIMENT = Experiment(
             name="unconstrained-gamma-leftover",
             statement="gamma = 1/(C-1): what is left of the distance is E2 and E3 of the start, constant in time",
             assumptions=(*_FLOW, "gamma = 1/(C-1)"),
-            tolerance=1e-7,
+            tolerance=3e-8,
             check=functools.partial(worst_of, _best_leftover),
         ),
         _claim(
@@ -236,7 +236,7 @@ EXPERIMENT = Experiment(
             name="unconstrained-gamma-beyond",
             statement="gamma > 2/(C-2): E2- wins, orthogonal to Zbar, at distance sqrt(2)",
             assumptions=(*_FLOW, "gamma > 2/(C-2)"),
-            tolerance=1e-12,
+            tolerance=2e-13,
             check=functools.partial(worst_of, _beyond_winner, sizes=THREE_OR_MORE),
         ),
         _claim(
