@@ -80,9 +80,10 @@ def numbers(shape: Shape, members: int, seed: int, *, decay: bool) -> Numbers:
 
 
 def _kernels(rng: np.random.Generator, members: int, size: int) -> np.ndarray:
-    """Positive semi-definite matrices, two of four of rank size - 1."""
+    """Positive semi-definite matrices, of four one of rank size - 1 and one of rank 1."""
     factors = rng.normal(size=(members, size, size))
-    factors[np.arange(members) % 4 < 2, :, -1] = 0.0
+    factors[::4, :, -1] = 0.0
+    factors[1::4, :, 1:] = 0.0
     return factors @ factors.transpose(0, 2, 1) / size
 
 
