@@ -13,9 +13,7 @@ from benchmarks.race import Racer
 
 
 def _cross_entropy(classes: int, per_class: int, decay: float) -> dyn.LayerPeeled:
-    return dyn.LayerPeeled.balanced(
-        classes, per_class, loss=dyn.losses.CrossEntropy(), decay=dyn.Decay(decay, decay)
-    )
+    return dyn.LayerPeeled.balanced(classes, per_class, loss=dyn.losses.CrossEntropy(), decay=dyn.Decay(decay, decay))
 
 
 def _starts(problem: dyn.LayerPeeled, dim: int, members: int, scale: float) -> dyn.Peeled:

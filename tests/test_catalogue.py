@@ -42,7 +42,9 @@ def test_a_claim_states_everything(claim):
 
 def test_a_figure_shows_iterates_under_the_formula(tmp_path, monkeypatch):
     """The whole path of a figure at toy length: real iterates, formula, bands, files that open."""
-    monkeypatch.setattr(paper_figure, "path", lambda seed, setting, **kw: paper.path(seed, setting, **{**kw, "steps": 40, "every": 20}))
+    monkeypatch.setattr(
+        paper_figure, "path", lambda seed, setting, **kw: paper.path(seed, setting, **{**kw, "steps": 40, "every": 20})
+    )
     monkeypatch.setattr(paper_figure, "STEPS", 40)
     figure = paper_figure.Figure(
         1, "toy", {"a": paper.Setting(), "b": paper.Setting(gamma=0.05)}, (), (paper_figure.Panel("p", "distance", "y"),)

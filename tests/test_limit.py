@@ -23,6 +23,9 @@ def instances(shape: Shape) -> cases.Numbers:
     top = 2 / (shape.classes - 2) if shape.classes > 2 else 2.0
     x["gamma"] = np.tile([0.0, 1 / (shape.classes - 1), 0.4 * top, top, 1.4 * top], 2)
     x["rates"][x["rates"] == 0] = 0.3
+    for kernel in {"kernel", "feature_kernel"} & set(x):
+        # rank 1 without decay: a mode that is pushed at a constant pace, a Jordan block that no eigenvalue solver resolves
+        x[kernel][1::5] = x[kernel][0::5]
     return x
 
 

@@ -29,7 +29,7 @@ def flow(problem: LayerPeeled, state: Peeled, rates: Rates, ts) -> Motion:
     error = None
     if rates.constant_ratio:
         clocks = rates.features.integral(ts), rates.weights.integral(ts)
-        propagators = jax.vmap(lambda zg, zw: flow_propagator(modes.up, modes.down, decay, zg, zw))(*clocks)
+        propagators = jax.vmap(lambda zg, zw: flow_propagator(modes.up, modes.down, modes.lead, decay, zg, zw))(*clocks)
     else:
         propagators, error = magnus_propagators(modes.up, modes.down, decay, rates, ts)
     biases = flow_response(problem.decay.biases, rates.weights.integral(ts))

@@ -41,7 +41,9 @@ def _nodes(ts: Array, jumps: Array) -> tuple[Array, Array]:
     Positions are differentiable in times and jumps; how many steps a segment gets is not.
     """
     end = ts[-1]
-    cuts = jnp.sort(jnp.concatenate([jnp.zeros((1,), ts.dtype), ts, jnp.clip(jumps, 0.0, end)]))
+    marks = jnp.concatenate([jnp.zeros((1,), ts.dtype), ts, jnp.clip(jumps, 0.0, end)])
+    order = jnp.argsort(marks, stable=True)
+    cuts = marks[order]
     segments = cuts.shape[0] - 1
     spare = max(COARSE_STEPS - segments, segments)
     share = jax.lax.stop_gradient(cuts / jnp.where(end > 0, end, 1.0))
@@ -51,7 +53,8 @@ def _nodes(ts: Array, jumps: Array) -> tuple[Array, Array]:
     segment = jnp.clip(jnp.searchsorted(first, k, side="right") - 1, 0, segments - 1)
     fraction = (k - first[segment]) / (first[segment + 1] - first[segment])
     nodes = cuts[segment] + fraction.astype(ts.dtype) * (cuts[segment + 1] - cuts[segment])
-    return nodes, first[jnp.searchsorted(cuts, ts)]
+    # a time that meets 0 or a jump keeps its own mark: its derivative is not that of what it meets
+    return nodes, first[jnp.argsort(order)[1 : 1 + ts.shape[0]]]
 
 
 def _product(up, down, decay: Decays, rates: Rates, nodes: Array) -> tuple[Array, Array]:
@@ -65,11 +68,12 @@ def _product(up, down, decay: Decays, rates: Rates, nodes: Array) -> tuple[Array
         return 0.5 * (decay.g * rate_g - decay.w * rate_w), up * rate_g, down * rate_w
 
     (d1, b1, c1), (d2, b2, c2) = generator(early), generator(late)
-    h = h.reshape(shape)
-    bend = -(3**0.5) / 12 * h**2
-    diagonal = -0.5 * h * (d1 + d2) + bend * (b1 * c2 - b2 * c1)
-    above = 0.5 * h * (b1 + b2) + 2 * bend * (b1 * d2 - d1 * b2)
-    below = 0.5 * h * (c1 + c2) + 2 * bend * (d1 * c2 - c1 * d2)
+    # the first moment by the schedules' exact integrals: only the commutator sees a rate that is not smooth at a node
+    spent_g, spent_w = (jnp.diff(rate.integral(nodes)).reshape(shape) for rate in (rates.features, rates.weights))
+    bend = -(3**0.5) / 12 * h.reshape(shape) ** 2
+    diagonal = -0.5 * (decay.g * spent_g - decay.w * spent_w) + bend * (b1 * c2 - b2 * c1)
+    above = up * spent_g + 2 * bend * (b1 * d2 - d1 * b2)
+    below = down * spent_w + 2 * bend * (d1 * c2 - c1 * d2)
     cosh, sinhc, logs = cosh_sinhc_scaled(diagonal**2 + above * below)
     above, below, diagonal = jnp.broadcast_arrays(above, below, diagonal)
     factors = jnp.stack(

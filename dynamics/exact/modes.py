@@ -99,6 +99,7 @@ class Modes(eqx.Module):
     **Arguments:**
 
     - `up`, `down`: the couplings of each block, (blocks,) or with a feature kernel (blocks, dim); the last block is the rest.
+    - `lead`: up times down, less a constant common to all blocks, from differences that do not cancel where two blocks tie.
     - `basis`: how a state splits into modes.
     - `block`: the block of each mode, static.
     - `has_rest`: whether the rest is more than zero, static.
@@ -107,6 +108,7 @@ class Modes(eqx.Module):
 
     up: Float[Array, "blocks *dim"]
     down: Float[Array, "blocks *dim"]
+    lead: Float[Array, "blocks *dim"]
     basis: GroupBasis | SingularBasis
     rotation: Float[Array, "dim dim"] | None
     block: StaticArray = eqx.field(static=True)
@@ -155,7 +157,9 @@ def modes_of(problem: LayerPeeled, dim: int, dtype) -> Modes:
     strengths, rotation = jnp.linalg.eigh(problem.feature_kernel)
     strengths = jnp.maximum(strengths, 0.0)
     down = jnp.broadcast_to(modes.down[:, None], (modes.down.shape[0], dim))
-    return Modes(modes.up[:, None] * strengths, down, modes.basis, rotation, modes.block, modes.has_rest)
+    common = (modes.up * modes.down - modes.lead)[:, None]
+    lead = modes.lead[:, None] * strengths + common * (strengths - strengths[-1])
+    return Modes(modes.up[:, None] * strengths, down, lead, modes.basis, rotation, modes.block, modes.has_rest)
 
 
 def group_modes(data: Labels, coupling: SymmetricCoupling, dtype) -> Modes:
@@ -177,7 +181,27 @@ def group_modes(data: Labels, coupling: SymmetricCoupling, dtype) -> Modes:
     free_block = np.searchsorted(free_groups, group)  # of a class alone in its group: any block, its part is zero
     block = np.concatenate([free_block, free_groups.size + np.arange(len(counts))])
     basis = GroupBasis(data, left, right, StaticArray(group))
-    return Modes(sigma, sigma, basis, None, StaticArray(block), samples > classes)
+    pole = coupling.diagonal**2 * (distinct - distinct[-1]) * (distinct + distinct[-1])
+    means = pole[::-1] + _shifts(coupling, distinct[::-1], roots[::-1], sigma_means * samples)
+    rest = -((coupling.diagonal * distinct[-1:]) ** 2)
+    lead = jnp.concatenate([pole[free_groups], means, rest]) / samples**2
+    return Modes(sigma, sigma, lead, basis, None, StaticArray(block), samples > classes)
+
+
+def _shifts(coupling: SymmetricCoupling, distinct: Array, roots: Array, sigma: Array) -> Array:
+    r"""How far each squared singular value of the group means lies from the mean-free value of its group.
+
+    The squares are the eigenvalues of a diagonal matrix less a multiple of rank one; their shifts solve a secular equation
+    without cancellation. One Newton step from the SVD (descending order) makes them right relative to themselves.
+    """
+    strength = coupling.common * (coupling.diagonal + coupling.drift)
+    pole, weight = (coupling.diagonal * distinct) ** 2, (roots * distinct) ** 2
+    apart = coupling.diagonal**2 * (distinct - distinct[:, None]) * (distinct + distinct[:, None])
+    shift = jax.lax.stop_gradient(sigma**2 - pole)
+    others = 1 / jnp.where(np.eye(distinct.shape[0], dtype=bool), jnp.inf, apart - shift[:, None])
+    pull, slope = others @ weight, others**2 @ weight
+    value = shift * (1 - strength * pull) + strength * weight
+    return shift - value / (1 - strength * pull - strength * shift * slope)
 
 
 def _groups(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -216,11 +240,13 @@ def singular_modes(coupling: LabelCoupling, kernel: Array | None, dtype) -> Mode
         read = driving / length
         write = jnp.where(reached, (root @ out) * (length / jnp.where(reached, sigma, 1.0)), 0.0)
     zero = jnp.zeros((1,), matrix.dtype)
+    up, down = jnp.concatenate([up, zero]), jnp.concatenate([down, zero])
     block = np.arange(classes)
     has_rest = samples > classes or kernel is not None
     return Modes(
-        jnp.concatenate([up, zero]),
-        jnp.concatenate([down, zero]),
+        up,
+        down,
+        up * down,
         SingularBasis(read, write, basis),
         None,
         StaticArray(block),

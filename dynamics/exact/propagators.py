@@ -32,13 +32,13 @@ class Decays(eqx.Module):
     w: Float[Array, ""]
 
 
-def flow_propagator(up: Blocks, down: Blocks, decay: Decays, clock_g: Array, clock_w: Array) -> Propagator:
+def flow_propagator(up: Blocks, down: Blocks, lead: Blocks, decay: Decays, clock_g: Array, clock_w: Array) -> Propagator:
     r"""The propagator of the flow under rates of constant ratio, a function of the two clocks only.
 
     With $m = -(\lambda_1\zeta_1 + \lambda_2\zeta_2)/2$, $d = (\lambda_1\zeta_1 - \lambda_2\zeta_2)/2$ and
     $r^2 = d^2 + \sigma^2\zeta_1\zeta_2$ it is
     $e^m[\cosh r\,I + \mathrm{sinhc}\,r\,(-d, u\zeta_1; d\zeta_2, d)]$. Exponents are taken relative to the block of largest
-    $\sigma$, from differences that do not cancel, so that directions survive clocks of 1e12.
+    $\sigma$, from differences that do not cancel (`lead`, see `Modes`), so that directions survive clocks of 1e12.
 
     **Reference:** "On the Dynamics Under the Unhinged Loss and Beyond", JMLR 24 (2023), Theorems 2 and 4, in a form that
     holds for unequal decays and has no removable singularity.
@@ -55,16 +55,18 @@ def flow_propagator(up: Blocks, down: Blocks, decay: Decays, clock_g: Array, clo
     root = jnp.sqrt(jnp.where(large, square, 1.0))
 
     # every exponent of a block is mean + root (times unit); the top block leads
-    top = jnp.argmax(kappa)
-    kappa_top, large_top, root_top = (x.reshape(-1)[top] for x in (kappa, large, root))
-    both = unit * z_g * z_w * (kappa - kappa_top) / (root + root_top)
+    top = jnp.argmax(lead)
+    kappa_top, lead_top, large_top, root_top = (x.reshape(-1)[top] for x in (kappa, lead, large, root))
+    # of the top itself: zero, not a difference whose two sides a compiler may compute, and round, apart
+    is_top = (jnp.arange(lead.size) == top).reshape(lead.shape)
+    both = jnp.where(is_top, 0.0, unit * z_g * z_w * (lead - lead_top) / (root + root_top))
     behind = jnp.where(large_top, jnp.where(large, both, -unit * root_top), 0.0)
-    lead = unit * z_g * z_w * (kappa_top - decay.g * decay.w) / (root_top - mean)
-    log_scale = jnp.where(large_top, lead, unit * mean)
+    growth = unit * z_g * z_w * (kappa_top - decay.g * decay.w) / (root_top - mean)
+    log_scale = jnp.where(large_top, growth, unit * mean)
 
-    # large r: everything over e^r; 1 - |d|/r without cancellation
+    # large r: everything over e^r; 1 - |d|/r without cancellation, |d| with the derivative of the side chosen below
     fade = jnp.exp(-2 * unit * root)
-    gap = kappa * z_g * z_w / (root * (root + jnp.abs(skew)))
+    gap = kappa * z_g * z_w / (root * (root + jnp.where(skew > 0, skew, -skew)))
     slow, fast = 0.5 * (2 - gap) + 0.5 * fade * gap, 0.5 * gap + 0.5 * fade * (2 - gap)
     across = 0.5 * (1 - fade) / root
 
