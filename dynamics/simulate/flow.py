@@ -111,8 +111,7 @@ def flow(
     saved, (last_time, last_state) = solution.ys
     code = _status(solution.result, valid, tree.all_finite(last_state))
     last_time = jnp.where(valid, last_time[0], 0.0)
-    at_start = observe_state(observe, problem, start)  # known, also where the first step is not finite
-    saved = jax.tree.map(lambda a, b: jnp.where((ts == 0).reshape(-1, *(1,) * b.ndim), b, a), saved, at_start)
+    saved = _with_start(ts, saved, observe_state(observe, problem, start))
     saved = blank((ts > last_time) | ~valid, saved)
     return Trajectory(
         ts=asked,
@@ -121,6 +120,16 @@ def flow(
         status=code,
         stats={"steps": jnp.where(valid, solution.stats["num_steps"], 0), "t_end": last_time},
     )
+
+
+def _with_start(ts, saved: PyTree, at_start: PyTree) -> PyTree:
+    """The start at t = 0 where the first step, not being finite, spoiled it; elsewhere what was saved, with its derivative."""
+
+    def one(values, first):
+        spoiled = (ts == 0) & ~jnp.all(jnp.isfinite(values).reshape(ts.shape[0], -1), axis=1)
+        return jnp.where(spoiled.reshape(-1, *(1,) * first.ndim), first, values)
+
+    return jax.tree.map(one, saved, at_start)
 
 
 def _tolerances(rtol, atol, dtype) -> tuple[float, float]:
