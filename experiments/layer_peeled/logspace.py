@@ -17,6 +17,10 @@ SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Th
 SIZE = {"balanced": SIZES[2], "grouped": Size(4, 2, 3)}
 SIZES_OF = {"balanced": (2, 2, 2, 2, 2), "grouped": (3, 3, 1, 1)}
 CLOCKS = np.array([1.0, 1e2, 1e9, 1e12])
+CANCELLED = (
+    "the limit is a sum of a feature and a prototype part; where they cancel, rounding the start to float32 alone moves its "
+    "direction by as much: 3 of 1026 starts miss 1e-6, the worst by a factor of 2"
+)
 FAR = [2, 3]  # indices into CLOCKS
 PRECISE = 4  # members held against 60 digits
 
@@ -96,8 +100,12 @@ def _limits(kind: str, members: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _direction(size, members: int, kind: str, dtype: str):
     """In units of the factor by which rounding the start alone moves the limit."""
-    found, (limit, _, cancelled) = _moved(kind, members, dtype)[0][:, FAR], _limits(kind, members)
-    return size_of(found - limit[:, None]).max(axis=1) / cancelled
+    return _plain_direction(size, members, kind, dtype) / _limits(kind, members)[2]
+
+
+def _plain_direction(size, members: int, kind: str, dtype: str):
+    found, limit = _moved(kind, members, dtype)[0][:, FAR], _limits(kind, members)[0]
+    return size_of(found - limit[:, None]).max(axis=1)
 
 
 def _log_norm(size, members: int, kind: str, dtype: str):
@@ -106,10 +114,8 @@ def _log_norm(size, members: int, kind: str, dtype: str):
 
 
 def _precise_direction(members: int, kind: str, dtype: str) -> Measured:
-    # float32 rounds the exponents of modes that still compete by eps times the clock: it is asked for the far clocks
-    at = FAR if dtype == "float32" else list(range(len(CLOCKS)))
-    errors = size_of(_moved(kind, members, dtype)[0][:PRECISE] - _precise(kind, members)[0])[:, at]
-    return Measured(float(errors.max()), len(errors), f"clock {CLOCKS[at][errors.max(axis=0).argmax()]:g}")
+    errors = size_of(_moved(kind, members, dtype)[0][:PRECISE] - _precise(kind, members)[0])
+    return Measured(float(errors.max()), len(errors), f"clock {CLOCKS[errors.max(axis=0).argmax()]:g}")
 
 
 def _precise_log_norm(members: int, kind: str) -> Measured:
@@ -195,8 +201,15 @@ def _claims(kind: str) -> tuple[Claim, ...]:
             check=functools.partial(_precise_log_norm, kind=kind),
         ),
         _claim(
+            name=f"logspace-{kind}-single-plain",
+            statement=f"{classes}: directions at clocks 1e9 and 1e12 in float32, whatever cancels in the start",
+            tolerance=1e-6,
+            check=over(_plain_direction, dtype="float32"),
+            finding=CANCELLED if kind == "grouped" else "",
+        ),
+        _claim(
             name=f"logspace-{kind}-precise-single",
-            statement=f"{classes}: directions at clocks 1e9 and 1e12 in float32 against 60 digits",
+            statement=f"{classes}: directions at clocks 1 to 1e12 in float32 against 60 digits",
             tolerance=1e-6,
             check=functools.partial(_precise_direction, kind=kind, dtype="float32"),
         ),
