@@ -1,14 +1,14 @@
 """What a closed form is, and how its motion becomes a trajectory."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamics import state as tree
-from dynamics import status
+from dynamics import status, validate
 from dynamics.problems import LayerPeeled, Peeled
 from dynamics.rates import Rates
 from dynamics.trajectory import Trajectory, blank, observe_state
@@ -18,11 +18,14 @@ class Motion(NamedTuple):
     """A motion by formula: `scalars` have the times as leading axis; `place` turns those of one time into the state.
 
     `place` returns a state and a logarithm: features and prototypes are over its exponential, biases are as they are.
+    `code` is the status of the motion as far as the formula can tell, from `assume`; `determined` as in `Trajectory`.
     """
 
     scalars: PyTree
     place: Callable[[PyTree], tuple[Peeled, Float[Array, ""]]]
     error_estimate: Float[Array, ""] | None = None
+    code: Int[Array, ""] | None = None
+    determined: Literal["states", "rotation"] = "states"
 
 
 class ClosedForm(NamedTuple):
@@ -43,6 +46,13 @@ class ClosedForm(NamedTuple):
 
 class NoClosedForm(ValueError):
     """No known closed form covers the problem; the message lists each with the reasons."""
+
+
+def assume(holds: Bool[Array, ""], why: Callable[[], str]) -> Int[Array, ""]:
+    """A condition on values: `NoClosedForm(why())` where they are concrete and it fails, the member's status where traced."""
+    if validate.is_concrete(holds) and not bool(holds):
+        raise NoClosedForm(why())
+    return jnp.where(holds, status.OK, status.OUTSIDE_ASSUMPTIONS).astype(jnp.int32)
 
 
 def common_obstacles(problem, rates: Rates) -> list[str]:
@@ -84,8 +94,9 @@ def trajectory(
 
     with jax.default_matmul_precision("highest"):
         saved, log_scale, finite = jax.lax.map(at, motion.scalars)
-    shown = finite & valid
-    code = jnp.where(jnp.all(finite), status.OK, status.NON_FINITE)
+    code = jnp.asarray(status.OK if motion.code is None else motion.code)
+    shown = finite & valid & (code == status.OK)
+    code = jnp.where((code == status.OK) & ~jnp.all(finite), status.NON_FINITE, code)
     stats: dict[str, Array] = {
         "steps": jnp.zeros((), jnp.int32),
         "t_end": jnp.max(jnp.where(shown, ts, jnp.zeros((), ts.dtype))),
@@ -100,4 +111,5 @@ def trajectory(
         status=jnp.where(valid, code, status.BAD_INPUT).astype(jnp.int32),
         stats=stats,
         log_scale=blank(~shown, log_scale) if scaled else None,
+        determined=motion.determined,
     )
