@@ -23,8 +23,10 @@ class Trajectory(eqx.Module):
     - `status`: how the run ended, see `dynamics.status`. Entries after a stop are NaN.
     - `stats`: numbers about the run: `steps`, `t_end`, and `error_estimate` where a quadrature was used.
     - `log_scale`: shape (times,): for scaled states, of unit norm, the log of their norm; else None.
-    - `determined`: what the states determine: "states" (themselves), "rotation" (up to a rotation of feature space) or
-      "mean" (the mean of a random motion).
+    - `determined`: what the states determine: "states" (themselves), "rotation" (up to a rotation of feature space: logits
+      and Gram matrices are exact) or "mean" (the mean of a random motion).
+    - `second_moment`: of a random motion E[Z Z^T], Z the features over the prototypes, shape
+      (times, samples + classes, samples + classes); else None.
     """
 
     ts: Array
@@ -34,6 +36,7 @@ class Trajectory(eqx.Module):
     stats: dict[str, Array]
     log_scale: Float[Array, " times"] | None = None
     determined: Literal["states", "rotation", "mean"] = eqx.field(static=True, default="states")
+    second_moment: Float[Array, "times rows rows"] | None = None
 
     @property
     def ok(self) -> Bool[Array, ""]:
@@ -104,8 +107,8 @@ def check_norm_cap(norm_cap, dtype) -> Float[Array, ""]:
     return jnp.asarray(norm_cap, dtype)
 
 
-def check_observe(observe, scaled: bool = False) -> None:
-    """Refuse what is not a dictionary of functions, and for scaled states what is not scale-invariant."""
+def check_observe(observe, scaled: bool = False, determined: str = "states") -> None:
+    """Refuse what is not a dictionary of functions, or not invariant where scaled or rotated states ask for it."""
     if observe is None:
         return
     if not isinstance(observe, dict) or not all(isinstance(k, str) and callable(f) for k, f in observe.items()):
@@ -116,10 +119,21 @@ def check_observe(observe, scaled: bool = False) -> None:
                 f"observe[{key!r}] is not known to be scale-invariant and scaled=True gives states of unit norm; "
                 "use scaled=False, or mark the function with observables.observable(scale_invariant=True)"
             )
+        if determined == "rotation" and not getattr(function, "rotation_invariant", False):
+            raise ValueError(
+                f"observe[{key!r}] is not known to be rotation-invariant and the formula gives states up to a rotation of "
+                "feature space; mark the function with observables.observable(rotation_invariant=True) if it is, or simulate"
+            )
 
 
 def observe_state(observe, problem, state) -> PyTree:
     """The observed values of one state, or the state itself when nothing is asked for."""
+    state = problem.complete(state)
     if observe is None:
         return state
     return {key: jnp.asarray(function(problem, state)) for key, function in observe.items()}
+
+
+def ended(code: Int[Array, ""], start_code: Int[Array, ""]) -> Int[Array, ""]:
+    """The status of a run that began at a start of this code."""
+    return jnp.where(code == status.OK, start_code, code).astype(jnp.int32)

@@ -88,9 +88,11 @@ def test_diverging_descent_keeps_what_came_before():
 
 def test_a_feature_without_direction_is_no_motion():
     problem = dyn.LayerPeeled.balanced(3, 2, normalize=True)
-    moved = dyn.descent(problem, dyn.Peeled(STATE.features.at[4].set(0.0), STATE.prototypes), RATES, 2)
-    assert status.name(moved.status) == "non_finite" and int(moved.stats["t_end"]) == 0
-    np.testing.assert_array_equal(np.isfinite(moved.states.prototypes).all(axis=(1, 2)), [True, False, False])
+    features = jnp.stack([STATE.features, STATE.features.at[4].set(0.0)])
+    refused(lambda: dyn.descent(problem, dyn.Peeled(features[1], STATE.prototypes), RATES, 2), "features", "zero", "sample 4")
+    moved = jax.vmap(lambda h: dyn.descent(problem, dyn.Peeled(h, STATE.prototypes), RATES, 2))(features)
+    assert [status.name(code) for code in moved.status] == ["ok", "bad_input"]
+    np.testing.assert_array_equal(np.isfinite(moved.states.prototypes).all(axis=(1, 2, 3)), [True, False])
 
 
 def exact_flow(scale, scaled=False):

@@ -11,7 +11,7 @@ from dynamics import state as tree
 from dynamics import status, validate
 from dynamics.problems import LayerPeeled, Peeled
 from dynamics.rates import Rates
-from dynamics.trajectory import Trajectory, blank, observe_state
+from dynamics.trajectory import Trajectory, blank, check_observe, ended, observe_state
 
 
 class Motion(NamedTuple):
@@ -74,10 +74,12 @@ def trajectory(
     problem: LayerPeeled,
     ts: Array,
     valid: Bool[Array, ""],
+    begins: Int[Array, ""],
     scaled: bool,
     observe: dict | None,
 ) -> Trajectory:
-    """The trajectory of a motion; times at which the state is not representable are NaN, and the status says so."""
+    """The trajectory of a motion from a start of code `begins`; NaN where not representable, and the status says so."""
+    check_observe(observe, scaled, motion.determined)
 
     def at(scalars):
         state, log_scale = motion.place(scalars)
@@ -108,7 +110,7 @@ def trajectory(
         ts=ts,
         states=saved if observe is None else None,
         observed={} if observe is None else saved,
-        status=jnp.where(valid, code, status.BAD_INPUT).astype(jnp.int32),
+        status=ended(jnp.where(valid, code, status.BAD_INPUT), begins),
         stats=stats,
         log_scale=blank(~shown, log_scale) if scaled else None,
         determined=motion.determined,

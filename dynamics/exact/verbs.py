@@ -1,15 +1,20 @@
 """The two verbs by formula, and what can be said of a motion without following it."""
 
+import dataclasses
+from typing import Literal
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dynamics import state as tree
+from dynamics import status
 from dynamics.exact.closed_form import NoClosedForm, trajectory
 from dynamics.exact.dispatch import choose
 from dynamics.exact.limit import Limit
+from dynamics.exact.stochastic import check_stochastic, second_moments
 from dynamics.problems import LayerPeeled, Peeled
 from dynamics.rates import Rates
-from dynamics.trajectory import Trajectory, check_observe, check_steps, check_times, good_times
+from dynamics.trajectory import Trajectory, blank, check_observe, check_steps, check_times, good_times
 
 
 def flow(
@@ -32,8 +37,9 @@ def flow(
     state, problem, rates = _prepared(problem, state, rates)
     ts = check_times(ts, state.features.dtype)
     check_observe(observe, scaled)
-    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid()
-    return trajectory(form.flow(problem, state, rates, ts), problem, ts, valid, scaled, observe)
+    begins = problem.start_code(state)
+    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
+    return trajectory(form.flow(problem, state, rates, ts), problem, ts, valid, begins, scaled, observe)
 
 
 def descent(
@@ -46,27 +52,43 @@ def descent(
     dt=1.0,
     momentum=0.0,
     nesterov: bool = False,
+    batch_size: int | None = None,
+    shuffle: Literal["step", "epoch"] = "step",
     scaled: bool = False,
     observe: dict | None = None,
 ) -> Trajectory:
     """Gradient descent by formula; same arguments and same result as `dynamics.descent`.
 
+    With a batch size the states are the mean over all draws of minibatches, and `second_moment` holds E[Z Z^T] of features
+    over prototypes Z (a matrix of (samples + classes)^2 numbers at every kept iterate).
+
     **Arguments:**
 
     - `problem`, `state`, `rates`, `steps`, `every`, `dt`, `momentum`, `nesterov`, `observe`: as in `dynamics.descent`.
+    - `batch_size`, `shuffle`: as in `dynamics.descent`; no key, the moments are over all of them. Only fresh draws at every
+      step have moments in closed form, for a loss linear in the logits and without momentum.
     - `scaled`: as in `exact.flow`.
 
     **Raises:** `NoClosedForm` with the reasons; `ValueError` for anything out of range that is known before tracing.
     """
     form = choose(problem, rates)
     steps, every = check_steps(steps, every, dt, momentum, nesterov)
+    if batch_size is not None:
+        check_stochastic(problem, batch_size, shuffle, momentum, scaled, observe)
     state, problem, rates = _prepared(problem, state, rates)
     dt, momentum = tree.cast((dt, momentum), state.features.dtype)
     check_observe(observe, scaled)
-    valid = tree.all_finite((state, dt, momentum)) & rates.valid() & problem.valid()
+    begins = problem.start_code(state)
+    valid = tree.all_finite((state, dt, momentum)) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
     valid = valid & (dt >= 0) & (momentum >= 0) & (momentum < 1)
     motion = form.descent(problem, state, rates, steps, every, dt, momentum, nesterov)
-    return trajectory(motion, problem, every * jnp.arange(steps // every + 1), valid, scaled, observe)
+    moved = trajectory(motion, problem, every * jnp.arange(steps // every + 1), valid, begins, scaled, observe)
+    if batch_size is None:
+        return moved
+    moments = second_moments(problem, state, rates, steps, every, dt, batch_size)
+    return dataclasses.replace(
+        moved, determined="mean", second_moment=blank(jnp.broadcast_to(~moved.ok, moved.ts.shape), moments)
+    )
 
 
 def limit(problem: LayerPeeled, state: Peeled, rates: Rates) -> Limit:

@@ -1,6 +1,8 @@
 """What a loss is: a function of one sample's logits and label, and, if it is linear in the logits, its coupling."""
 
 import abc
+from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -37,6 +39,10 @@ class Loss(eqx.Module):
         """The coupling A of a loss `-<A_y, z>`: symmetric, (classes, classes) by label, (samples, classes) by sample, or
         None when the loss is not linear in the logits."""
         return None
+
+    best_biases: ClassVar[Callable[..., Float[Array, " classes"]] | None] = None
+    """`best_biases(logits, labels, weights, decay)`: the biases that minimise the weighted mean loss plus half the decay
+    times their squared norm, given logits without biases; None where no formula is known."""
 
     def valid(self) -> Bool[Array, ""]:
         """Whether the hyper-parameters are finite and in range, traced or not."""

@@ -3,9 +3,11 @@
 import abc
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dynamics import status, validate
 from dynamics.rates import Rates
 
 
@@ -17,8 +19,11 @@ class Problem(eqx.Module):
         """What is minimised."""
 
     @abc.abstractmethod
-    def force(self, state: PyTree) -> PyTree:
-        """The direction of motion at unit rates: minus the gradient (preconditioned where the problem says so)."""
+    def force(self, state: PyTree, counted: Float[Array, " samples"] | None = None) -> PyTree:
+        """The direction of motion at unit rates: minus the gradient (preconditioned where the problem says so).
+
+        `counted`, for minibatches, multiplies the loss of each sample.
+        """
 
     @abc.abstractmethod
     def pace(self, motion: PyTree, state: PyTree, rates: Rates, t) -> PyTree:
@@ -31,6 +36,26 @@ class Problem(eqx.Module):
     @abc.abstractmethod
     def valid(self) -> Bool[Array, ""]:
         """Whether the hyper-parameters are finite and in range, traced or not."""
+
+    @property
+    @abc.abstractmethod
+    def num_samples(self) -> int:
+        """The number of samples, which minibatches are drawn from."""
+
+    def complete(self, state: PyTree) -> PyTree:
+        """The state as it is shown: parts that follow the others at once are filled in."""
+        return state
+
+    def start_code(self, state: PyTree) -> Int[Array, ""]:
+        """The status of a start: `ok`, `bad_input`, or `fixed_point` where it cannot leave."""
+        return jnp.asarray(status.OK, jnp.int32)
+
+
+def check_batch_size(batch_size: int, samples: int) -> None:
+    """Refuse a minibatch that is empty or larger than the samples."""
+    validate.whole("batch_size", batch_size, 1)
+    if batch_size > samples:
+        raise ValueError(f"batch_size must be at most the number of samples, {samples}, got {batch_size}")
 
 
 class StaticArray:

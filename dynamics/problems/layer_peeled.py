@@ -1,5 +1,7 @@
 """The layer-peeled problem: last-layer features are free variables next to the classifier's prototypes and biases."""
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,10 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dynamics import state as tree
-from dynamics import validate
+from dynamics import status, validate
 from dynamics.losses import Loss, Unhinged
-from dynamics.problems.base import Problem, StaticArray
+from dynamics.problems.base import Problem
 from dynamics.problems.coupling import LabelCoupling, Labels
+from dynamics.problems.fields import kernel_matrix, static_labels, static_weights
+from dynamics.problems.sphere import anti_aligned, tangential_pull, unit_rows
 from dynamics.rates import Rates
 
 
@@ -60,9 +64,13 @@ class LayerPeeled(Problem):
     - `num_classes`: C >= 2.
     - `loss`: a `dynamics.losses` loss.
     - `decay`: a `Decay`.
-    - `bias`: whether biases are trained. If not, they stay where they start and still count in the logits.
+    - `bias`: True, biases are trained; False, they stay where they start and still count in the logits; "slaved", they are
+      at every moment the best ones for the features and prototypes (squared error), wherever they start.
     - `anchored`: prototypes and biases stay where they start.
     - `normalize`: the loss sees features divided by their norm.
+    - `adjusted`: for `normalize` with `anchored` and a loss linear in the logits: in (0, 1), the epsilon of the adjusted
+      prototype, which pulls harder at features with a cosine below -1 + epsilon. It depends on the features, so it is a
+      factor on their force and no part of `objective`.
     - `sample_weights`: shape (samples,), >= 0, mean one; concrete and static, like the labels they belong to.
     - `kernel`: shape (samples, samples), symmetric positive semi-definite: a fixed tangent kernel that multiplies the data
       part of the features' gradient (the motion is then no gradient flow of `objective`).
@@ -74,7 +82,8 @@ class LayerPeeled(Problem):
     decay: Decay
     kernel: Float[Array, "samples samples"] | None
     feature_kernel: Float[Array, "dim dim"] | None
-    bias: bool = eqx.field(static=True)
+    adjusted: float | Float[Array, ""] | None
+    bias: bool | Literal["slaved"] = eqx.field(static=True)
     anchored: bool = eqx.field(static=True)
     normalize: bool = eqx.field(static=True)
 
@@ -85,9 +94,10 @@ class LayerPeeled(Problem):
         num_classes: int,
         loss: Loss | None = None,
         decay: Decay | None = None,
-        bias: bool = False,
+        bias: bool | Literal["slaved"] = False,
         anchored: bool = False,
         normalize: bool = False,
+        adjusted=None,
         sample_weights=None,
         kernel=None,
         feature_kernel=None,
@@ -95,22 +105,25 @@ class LayerPeeled(Problem):
         num_classes = validate.whole("num_classes", num_classes, 1)
         if num_classes == 1:
             raise ValueError("num_classes must be >= 2, got 1: with a single class there is no margin to learn")
-        labels = _static_labels(labels, num_classes)
+        labels = static_labels(labels, num_classes)
         loss = Unhinged() if loss is None else loss
         if not isinstance(loss, Loss):
             raise ValueError(f"loss must be a dynamics.losses.Loss, got {loss!r}")
         decay = Decay() if decay is None else decay
         if not isinstance(decay, Decay):
             raise ValueError(f"decay must be a dynamics.Decay, got {decay!r}")
-        for name, value in (("bias", bias), ("anchored", anchored), ("normalize", normalize)):
+        for name, value in (("anchored", anchored), ("normalize", normalize)):
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
-        weights = None if sample_weights is None else _static_weights(sample_weights, labels.values)
+        if not isinstance(bias, bool) and bias != "slaved":
+            raise ValueError(f"bias must be True or False, or 'slaved', got {bias!r}")
+        weights = None if sample_weights is None else static_weights(sample_weights, labels.values)
         self.data = Labels(labels, weights, num_classes)
         self.loss = loss
         self.decay = decay
-        self.kernel = _kernel("kernel", kernel, labels.values.size, "(samples, samples)")
-        self.feature_kernel = _kernel("feature_kernel", feature_kernel, None, "(dim, dim)")
+        self.kernel = kernel_matrix("kernel", kernel, labels.values.size, "(samples, samples)")
+        self.feature_kernel = kernel_matrix("feature_kernel", feature_kernel, None, "(dim, dim)")
+        self.adjusted = adjusted
         self.bias = bias
         self.anchored = anchored
         self.normalize = normalize
@@ -122,6 +135,19 @@ class LayerPeeled(Problem):
                     f"coupling of the loss must have shape (classes, classes) = ({num_classes}, {num_classes}) or "
                     f"(samples, classes) = ({labels.values.size}, {num_classes}), got {coupling.shape}"
                 )
+        if bias == "slaved" and (anchored or loss.best_biases is None):
+            raise ValueError(
+                "bias='slaved' needs free prototypes and a loss whose best biases are known (SquaredError), got "
+                f"{type(loss).__name__}{' with anchored=True' if anchored else ''}"
+            )
+        if adjusted is not None:
+            if not (normalize and anchored) or coupling is None or kernel is not None or feature_kernel is not None:
+                raise ValueError(
+                    "adjusted needs normalize=True, anchored=True, no kernel and a loss linear in the logits: it is defined "
+                    "by the angle to a fixed pull"
+                )
+            if validate.is_concrete(adjusted) and not 0 < float(adjusted) < 1:
+                raise ValueError(f"adjusted must lie in (0, 1), got {validate.shown(adjusted)}")
 
     @classmethod
     def balanced(cls, num_classes: int, per_class: int, **fields) -> "LayerPeeled":
@@ -156,17 +182,31 @@ class LayerPeeled(Problem):
         features = unit_rows(state.features) if self.normalize else state.features
         return features @ state.prototypes.T + state.biases
 
-    def data_loss(self, state: Peeled) -> Float[Array, ""]:
-        """The weighted mean loss over samples, without decay."""
+    def complete(self, state: Peeled) -> Peeled:
+        """The state with slaved biases at their optimum."""
+        if self.bias != "slaved":
+            return state
+        logits = self.logits(Peeled(state.features, state.prototypes, jnp.zeros_like(state.biases)))
+        weights = jnp.asarray(self.data.weights, logits.dtype)
+        assert self.loss.best_biases is not None
+        return Peeled(
+            state.features,
+            state.prototypes,
+            self.loss.best_biases(logits, jnp.asarray(self.labels), weights, self.decay.biases),
+        )
+
+    def data_loss(self, state: Peeled, counted: Float[Array, " samples"] | None = None) -> Float[Array, ""]:
+        """The weighted mean loss over samples, without decay; `counted` multiplies each sample's loss."""
         logits = self.logits(state)
         rows = self.labels
         if self.label_coupling is not None and self.label_coupling.by_sample:
             rows = np.arange(self.num_samples)
-        losses = jax.vmap(self.loss)(logits, jnp.asarray(rows))
-        return jnp.mean(losses * jnp.asarray(self.data.weights, losses.dtype))
+        losses = jax.vmap(self.loss)(logits, jnp.asarray(rows)) * jnp.asarray(self.data.weights, logits.dtype)
+        return jnp.mean(losses if counted is None else counted * losses)
 
     def objective(self, state: Peeled) -> Float[Array, ""]:
         """Mean loss over samples plus half of each decay times the squared norm of its part."""
+        state = self.complete(state)
         penalty = (
             self.decay.features * jnp.sum(state.features**2)
             + self.decay.prototypes * jnp.sum(state.prototypes**2)
@@ -174,9 +214,13 @@ class LayerPeeled(Problem):
         )
         return self.data_loss(state) + 0.5 * penalty
 
-    def force(self, state: Peeled) -> Peeled:
-        """Minus the gradient of the objective, the features' data part multiplied by the kernels."""
-        pull = self._pull(state)
+    def force(self, state: Peeled, counted: Float[Array, " samples"] | None = None) -> Peeled:
+        """Minus the gradient of the objective, the features' data part multiplied by the kernels.
+
+        `counted` multiplies each sample's loss: samples/batch size for those of a minibatch, 0 for the others.
+        """
+        state = self.complete(state)
+        pull = self._pull(state, counted)
         features = pull.features
         if self.kernel is not None:
             features = self.kernel @ features
@@ -188,17 +232,19 @@ class LayerPeeled(Problem):
             pull.biases - self.decay.biases * state.biases,
         )
 
-    def _pull(self, state: Peeled) -> Peeled:
+    def _pull(self, state: Peeled, counted) -> Peeled:
         """Minus the gradient of the data part."""
         coupling = self.label_coupling
-        if coupling is None or self.normalize:
-            return jax.tree.map(jnp.negative, jax.grad(self.data_loss)(state))
+        if coupling is None:
+            return jax.tree.map(jnp.negative, jax.grad(self.data_loss)(state, counted))
         # a linear loss pulls by a constant matrix: no logits are needed, and its structure saves a factor C
-        return Peeled(
-            coupling.pull_features(state.prototypes),
-            coupling.pull_prototypes(state.features),
-            coupling.pull_biases(state.biases.dtype),
-        )
+        features, seen = coupling.pull_features(state.prototypes), state.features
+        if self.normalize:
+            features, seen = tangential_pull(seen, features, self.adjusted), unit_rows(seen)
+        if counted is None:
+            return Peeled(features, coupling.pull_prototypes(seen), coupling.pull_biases(state.biases.dtype))
+        part = counted[:, None]
+        return Peeled(part * features, coupling.pull_prototypes(part * seen), coupling.pull_prototypes(part)[:, 0])
 
     def pace(self, motion: Peeled, state: Peeled, rates: Rates, t) -> Peeled:
         """`motion` times the rates at time `t`; parts that are anchored or not trained stay."""
@@ -209,7 +255,7 @@ class LayerPeeled(Problem):
         prototypes, biases = weights * motion.prototypes, weights * motion.biases
         if self.anchored:
             prototypes = jnp.zeros_like(prototypes)
-        if self.anchored or not self.bias:
+        if self.anchored or self.bias is not True:
             biases = jnp.zeros_like(biases)
         return Peeled(features, prototypes, biases)
 
@@ -231,6 +277,10 @@ class LayerPeeled(Problem):
         for part in ("features", "prototypes", "biases"):
             if np.shape(getattr(self.decay, part)) != ():
                 raise ValueError(f"decay.{part} must be a scalar, got shape {np.shape(getattr(self.decay, part))}")
+        if self.normalize and validate.is_concrete(state.features):
+            still = np.flatnonzero(~np.any(np.asarray(state.features), axis=1))
+            if still.size:
+                raise ValueError(f"features must not be zero where they are normalised; that of sample {still[0]} is")
         dtype = jnp.result_type(state.features, state.prototypes, state.biases)
         if not jnp.issubdtype(dtype, jnp.floating):
             dtype = jnp.result_type(float)
@@ -240,61 +290,18 @@ class LayerPeeled(Problem):
         """Whether the hyper-parameters are finite and in range, traced or not."""
         kernels = [leaf for leaf in (self.kernel, self.feature_kernel) if leaf is not None]
         ok = self.loss.valid() & tree.all_finite((kernels, self.decay))
+        if self.adjusted is not None:
+            ok = ok & (jnp.asarray(self.adjusted) > 0) & (jnp.asarray(self.adjusted) < 1)
         return ok & jnp.all(jnp.stack([jnp.asarray(value) >= 0 for value in jax.tree.leaves(self.decay)]))
 
-
-def unit_rows(x: Float[Array, "rows dim"]) -> Float[Array, "rows dim"]:
-    """Each row divided by its norm; a zero row becomes NaN, it has no direction."""
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _static_labels(labels, num_classes: int) -> StaticArray:
-    if not validate.is_concrete(labels):
-        raise ValueError("labels must be concrete: they are static, one compiled program each")
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.size == 0:
-        raise ValueError(f"labels must have shape (samples,) with samples >= 1, got {labels.shape}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers, got dtype {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        bad = labels[(labels < 0) | (labels >= num_classes)][0]
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {bad}")
-    empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
-    if empty.size:
-        raise ValueError(f"labels must hold every class of 0..{num_classes - 1}; class {empty[0]} is empty")
-    return StaticArray(labels.astype(np.int32))
-
-
-def _static_weights(weights, labels: np.ndarray) -> StaticArray:
-    if not validate.is_concrete(weights):
-        raise ValueError("sample_weights must be concrete: they are static, like the labels")
-    weights = np.asarray(weights, float)
-    validate.shape("sample_weights", weights, labels.shape, "(samples,)")
-    validate.nonnegative("sample_weights", weights)
-    if abs(weights.mean() - 1) > 1e-6:
-        raise ValueError(f"sample_weights must have mean one, got mean {weights.mean():.6g}")
-    idle = np.flatnonzero(np.bincount(labels, weights) == 0)
-    if idle.size:
-        raise ValueError(f"sample_weights must be positive on some sample of every class; class {idle[0]} has none")
-    return StaticArray(weights)
-
-
-def _kernel(name: str, kernel, size: int | None, meaning: str) -> Array | None:
-    if kernel is None:
-        return None
-    shape = np.shape(kernel)
-    if len(shape) != 2 or shape[0] != shape[1]:
-        raise ValueError(f"{name} must be square, {meaning}, got shape {shape}")
-    if size is not None:
-        validate.shape(name, kernel, (size, size), meaning)
-    validate.finite(name, kernel)
-    if validate.is_concrete(kernel):
-        values = np.asarray(kernel, float)
-        resolution = 1e-10 if np.asarray(kernel).dtype == np.float64 else 1e-4
-        slack = resolution * np.max(np.abs(values), initial=0.0)
-        if np.max(np.abs(values - values.T), initial=0.0) > slack:
-            raise ValueError(f"{name} must be symmetric, largest asymmetry {np.max(np.abs(values - values.T)):.3g}")
-        lowest = np.linalg.eigvalsh(values)[0]
-        if lowest < -slack:
-            raise ValueError(f"{name} must be positive semi-definite, smallest eigenvalue {lowest:.3g}")
-    return jnp.asarray(kernel)
+    def start_code(self, state: Peeled) -> Array:
+        """`bad_input` for a zero feature that is normalised; `fixed_point` where one faces away from a fixed pull."""
+        code = jnp.asarray(status.OK, jnp.int32)
+        if not self.normalize:
+            return code
+        coupling = self.label_coupling
+        if coupling is not None and self.anchored and self.adjusted is None and self.kernel is None:
+            stuck = jnp.any(anti_aligned(state.features, coupling.pull_features(state.prototypes)))
+            code = jnp.where(stuck, status.FIXED_POINT, code)
+        zero = jnp.any(jnp.all(state.features == 0, axis=1))
+        return jnp.where(zero, status.BAD_INPUT, code).astype(jnp.int32)

@@ -1,6 +1,6 @@
 """Gradient descent of any problem, one compiled scan."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from dynamics import state as tree
 from dynamics import status, validate
 from dynamics.problems import Problem
 from dynamics.rates import Rates, check_rates
-from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_steps, observe_state
+from dynamics.simulate.minibatch import check_minibatches, minibatches
+from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_steps, ended, observe_state
 
 
 def descent(
@@ -24,10 +25,13 @@ def descent(
     momentum=0.0,
     nesterov: bool = False,
     optimizer: Any = None,
+    batch_size: int | None = None,
+    key=None,
+    shuffle: Literal["step", "epoch"] = "step",
     observe: dict | None = None,
     norm_cap=None,
 ) -> Trajectory:
-    r"""Gradient descent, $x_{k+1} = x_k + dt\,\eta(k\,dt)\,\mathrm{force}(x_k)$, from `state`.
+    r"""Gradient descent, $x_{k+1} = x_k + dt\,\eta(k\,dt)\,\mathrm{force}(x_k)$, from `state`; with a batch size, stochastic.
 
     Takes one member; composes with `jax.jit`, `jax.vmap` and `jax.grad`.
 
@@ -39,6 +43,10 @@ def descent(
     - `momentum`: in [0, 1). Heavy ball, `v <- momentum v + gradient`, `x <- x - dt eta v`, with v = 0 before the first step.
     - `nesterov`: moves by `gradient + momentum v` instead.
     - `optimizer`: an optax optimiser of unit rate, whose update is multiplied by `dt * eta(k dt)` of its part.
+    - `batch_size`: None uses every sample in every step; a number, that many drawn without replacement, with `key`. Their mean
+      loss replaces that of all samples; decay acts on everything in every step.
+    - `shuffle`: "step", every step draws anew; "epoch", the samples are shuffled once an epoch and used up in order, each once
+      (the batch size then divides their number).
     - `observe`, `norm_cap`: as in `dynamics.flow`.
 
     **Returns:** a `Trajectory` whose `ts` count iterations; after a stop its entries are NaN.
@@ -59,15 +67,20 @@ def descent(
         raise ValueError(f"momentum must be 0 when an optimizer is given, got {momentum}")
     if nesterov and plain:
         raise ValueError("nesterov=True needs momentum > 0")
+    check_minibatches(problem, batch_size, shuffle)
+    if (batch_size is None) != (key is None):
+        raise ValueError("key must be given together with batch_size: the minibatches are drawn with it")
+    counted = minibatches(problem.num_samples, batch_size, key, shuffle, dtype)
     norm_cap = check_norm_cap(norm_cap, dtype)
     problem, rates, dt, momentum = tree.cast((problem, rates, dt, momentum), dtype)
 
-    valid = tree.all_finite((state, dt, momentum)) & rates.valid() & problem.valid()
+    begins = problem.start_code(state)
+    valid = tree.all_finite((state, dt, momentum)) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
     valid = valid & (dt >= 0) & (momentum >= 0) & (momentum < 1)
 
-    def motion(x, memory):
-        """The direction of one step at unit rate, and the optimiser's memory after it."""
-        force = problem.force(x)
+    def motion(k, x, memory):
+        """The direction of step k at unit rate, and the optimiser's memory after it."""
+        force = problem.force(x, counted(k))
         if optimizer is not None:
             return optimizer.update(jax.tree.map(jnp.negative, force), memory, x)
         if plain:
@@ -79,7 +92,7 @@ def descent(
 
     def step(k, carry):
         x, memory, code, count = carry
-        move, memory = motion(x, memory)
+        move, memory = motion(k, x, memory)
         move = problem.pace(move, x, rates, k * dt)
         moved = jax.tree.map(lambda a, b: a + dt * b, x, move)
         code = jnp.where(code == status.OK, _judge(moved, norm_cap), code)
@@ -102,7 +115,7 @@ def descent(
         ts=every * jnp.arange(steps // every + 1),
         states=saved if observe is None else None,
         observed={} if observe is None else saved,
-        status=carry[2],
+        status=ended(carry[2], begins),
         stats={"steps": carry[3], "t_end": carry[3]},
     )
 

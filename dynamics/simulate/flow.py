@@ -12,7 +12,7 @@ from dynamics import state as tree
 from dynamics import status, validate
 from dynamics.problems import Problem
 from dynamics.rates import Rates, check_rates
-from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_times, good_times, observe_state
+from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_times, ended, good_times, observe_state
 
 
 def flow(
@@ -69,10 +69,11 @@ def flow(
     elif not isinstance(solver, diffrax.AbstractSolver):
         raise ValueError(f"solver must be a diffrax solver, got {solver!r}")
 
-    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid()
+    begins = problem.start_code(state)
+    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
     asked, ts = ts, jnp.where(valid, ts, jnp.arange(ts.shape[0], dtype=dtype))  # the solver raises at times out of order
     # a bad member moves nowhere from a harmless start: it costs a few steps and cannot hold up its batch
-    start = tree.select(valid, state, jax.tree.map(jnp.zeros_like, state))
+    start = tree.select(valid, state, jax.tree.map(jnp.ones_like, state))
 
     def velocity(t, y, args):
         problem, rates = args
@@ -117,7 +118,7 @@ def flow(
         ts=asked,
         states=saved if observe is None else None,
         observed={} if observe is None else saved,
-        status=code,
+        status=ended(code, begins),
         stats={"steps": jnp.where(valid, solution.stats["num_steps"], 0), "t_end": last_time},
     )
 

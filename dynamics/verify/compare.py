@@ -41,6 +41,9 @@ def compare(moved: Trajectory, exact: Trajectory) -> Comparison:
     Both trajectories, single or batched alike, keep states, or both keep the same observed values. The norm a residual is
     taken relative to is that of the whole state (each observed value by itself). Of scaled trajectories the log of the norm
     is a part of its own, compared absolutely: a relative error of the norm.
+
+    Where one of them is determined up to a rotation of feature space, the Gram matrix of all rows of its matrices together
+    (features over prototypes: every inner product, logits among them) is compared instead of the matrices.
     """
     if jnp.shape(moved.ts) != jnp.shape(exact.ts):
         raise ValueError(f"ts of the two trajectories must agree, got shapes {jnp.shape(moved.ts)} and {jnp.shape(exact.ts)}")
@@ -58,9 +61,10 @@ def compare(moved: Trajectory, exact: Trajectory) -> Comparison:
         pairs = [(moved.observed[name], exact.observed[name]) for name in names]
         sizes = [_norm(b, axes) for _, b in pairs]
     else:
-        paths = jax.tree_util.tree_leaves_with_path(exact.states)
-        names = [jax.tree_util.keystr(path).lstrip(".") for path, _ in paths]
-        pairs = list(zip(jax.tree.leaves(moved.states), [leaf for _, leaf in paths], strict=True))
+        turned = "rotation" in (moved.determined, exact.determined)
+        found, reference = (_parts(states, axes, turned) for states in (moved.states, exact.states))
+        names = list(reference)
+        pairs = [(found[name], reference[name]) for name in names]
         whole = jnp.sqrt(sum(_norm(b, axes) ** 2 for _, b in pairs))
         sizes = [whole] * len(pairs)
     parts = [_relative(_norm(a - b, axes), size) for (a, b), size in zip(pairs, sizes, strict=True)]
@@ -80,6 +84,19 @@ def compare(moved: Trajectory, exact: Trajectory) -> Comparison:
         where=jnp.argmax(stacked.reshape(len(parts), -1)[:, flat]),
         parts=tuple(names),
     )
+
+
+def _parts(states: PyTree, axes: int, turned: bool) -> dict[str, Array]:
+    """Names and leaves of the states; `turned`, the Gram matrix of the rows of all matrices instead of the matrices."""
+    paths = jax.tree_util.tree_leaves_with_path(states)
+    parts = {jax.tree_util.keystr(path).lstrip("."): jnp.asarray(leaf) for path, leaf in paths}
+    if not turned:
+        return parts
+    matrices = {name: leaf for name, leaf in parts.items() if leaf.ndim == axes + 2}
+    rows = jnp.concatenate(list(matrices.values()), axis=-2)
+    gram = jnp.einsum("...ik,...jk->...ij", rows, rows, precision="highest")
+    rest = {name: leaf for name, leaf in parts.items() if name not in matrices}
+    return {f"gram of {' and '.join(matrices)}": gram, **rest}
 
 
 def _norm(x: PyTree, axes: int) -> Array:
