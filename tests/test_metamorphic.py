@@ -1,124 +1,243 @@
-"""Symmetries that the flow by formula must have, no reference needed."""
+"""Symmetries that every motion by formula must have, no reference needed: rotation, relabelling, linearity, clocks,
+semigroup, replication of samples, duality of features and prototypes, reversal."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import dynamics as dyn
-from dynamics.schedules import Cosine
+from dynamics.exact.propagators import Decays, flow_propagator
+from dynamics.losses import CrossEntropy, SquaredError, Unhinged
 from tests import oracles
 
 CLASSES, DIM = 4, 3
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def flow(per_class: int):
-    """One compiled program: a balanced problem from (gamma, decay, rates, start) at two times."""
+class Numbers(NamedTuple):
+    """What varies between runs: gamma, decays, features' rate over weights' rate, weights' rate in four spans of one step."""
+
+    gamma: float
+    decay: np.ndarray
+    ratio: float
+    levels: np.ndarray
+
+
+class Start(NamedTuple):
+    """Features, prototypes, biases of one sample a class."""
+
+    h: np.ndarray
+    w: np.ndarray
+    b: np.ndarray
+
+
+def anything(numbers, rng) -> Start:
+    return Start(rng.normal(size=(CLASSES, DIM)), rng.normal(size=(CLASSES, DIM)), rng.normal(size=CLASSES))
+
+
+def balanced(numbers, rng) -> Start:
+    """W^T W = H^T H / s, otherwise generic, biases zero."""
+    sides, (turn, _) = rng.normal(size=(CLASSES, DIM)), np.linalg.qr(rng.normal(size=(CLASSES, CLASSES)))
+    return Start(np.sqrt(numbers.ratio) * sides, turn @ sides, np.zeros(CLASSES))
+
+
+def simplex(rng) -> np.ndarray:
+    """Unit rows at the angles of a simplex, in any orientation."""
+    values, vectors = np.linalg.eigh(np.eye(CLASSES) - 1 / CLASSES)
+    rows = vectors[:, values > 0.5] * np.sqrt(CLASSES / (CLASSES - 1))
+    return rows @ np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
+
+
+def along_a_simplex(numbers, rng) -> Start:
+    w = rng.uniform(0.5, 2.0) * simplex(rng)
+    return Start(rng.uniform(-1, 1, size=(CLASSES, 1)) * w, w, np.zeros(CLASSES))
+
+
+def two_scalars(numbers, rng) -> Start:
+    frame = simplex(rng)
+    return Start(rng.uniform(0.1, 1) * frame, rng.uniform(0.1, 1) * frame, np.zeros(CLASSES))
+
+
+class Family(NamedTuple):
+    """A closed form: fields of its problem, its starts, which decays it allows, and symmetries not all of them have."""
+
+    fields: Callable[[Numbers], dict]
+    start: Callable = anything
+    decays: Callable = lambda numbers: numbers.decay
+    descends: bool = True
+    linear: bool = False
+    dual: bool = False
+    commutes: bool = True
+    by_gram: bool = False
+
+
+def no_decay(numbers):
+    return 0.0 * numbers.decay
+
+
+FAMILIES = {
+    "modes": Family(lambda n: {"loss": Unhinged(n.gamma), "bias": True}, linear=True, dual=True),
+    "anchored": Family(lambda n: {"loss": Unhinged(n.gamma), "anchored": True}, linear=True),
+    "spherical": Family(lambda n: {"loss": Unhinged(n.gamma), "anchored": True, "normalize": True}, commutes=False),
+    "anchored square": Family(lambda n: {"loss": SquaredError(), "anchored": True}),
+    "square": Family(
+        lambda n: {"loss": SquaredError()},
+        balanced,
+        lambda n: n.decay[1] * np.array([1 / n.ratio, 1.0, 0.0]),
+        descends=False,
+        dual=True,
+        by_gram=True,
+    ),
+    "anchored cross-entropy": Family(
+        lambda n: {"loss": CrossEntropy(), "anchored": True}, along_a_simplex, no_decay, descends=False
+    ),
+    "cross-entropy": Family(lambda n: {"loss": CrossEntropy()}, two_scalars, no_decay, descends=False),
+}
+FLOWS = [(name, "flow") for name in FAMILIES]
+DESCENTS = [(name, "descent") for name, family in FAMILIES.items() if family.descends]
+EVERY = pytest.mark.parametrize("name, verb", FLOWS + DESCENTS)
+
+
+@functools.cache
+def program(name: str, verb: str, per_class: int):
+    """One compiled program: states at times (or after steps) 0, 2 and 4."""
 
     @jax.jit
-    def run(gamma, decay, rates, features, prototypes, biases, ts):
-        loss = dyn.losses.Unhinged(gamma)
-        problem = dyn.LayerPeeled.balanced(CLASSES, per_class, loss=loss, decay=dyn.Decay(*decay), bias=True)
-        schedule = Cosine(rates[1], 2.0, rates[2])
-        both = dyn.Rates.proportional(schedule, rates[0])
-        return dyn.exact.flow(problem, dyn.Peeled(features, prototypes, biases), both, ts).states
+    def run(numbers: Numbers, start: Start):
+        problem = dyn.LayerPeeled.balanced(
+            CLASSES, per_class, decay=dyn.Decay(*numbers.decay), **FAMILIES[name].fields(numbers)
+        )
+        schedule = dyn.schedules.Piecewise(numbers.levels, jnp.arange(1.0, 4.0))
+        rates, state = dyn.Rates.proportional(schedule, numbers.ratio), dyn.Peeled(*start)
+        if verb == "flow":
+            moved = dyn.exact.flow(problem, state, rates, jnp.array([0.0, 2.0, 4.0]))
+        else:
+            moved = dyn.exact.descent(problem, state, rates, 4, every=2)
+        return moved.states, moved.status
 
     return run
 
 
-FLOW, DOUBLED = flow(1), flow(2)
+def moved(name: str, verb: str, numbers: Numbers, start: Start) -> Start:
+    """States with a leading axis of times; the run must have ended well."""
+    states, code = program(name, verb, start.h.shape[0] // CLASSES)(numbers, start)
+    assert int(code) == 0
+    return Start(*(np.asarray(part) for part in jax.tree.leaves(states)))
 
 
-def draw(seed: int):
-    """gamma, decay, (ratio, rate, floor), features, prototypes, biases, two times."""
+def draw(name: str, seed: int) -> tuple[Numbers, Start, np.random.Generator]:
     rng = np.random.default_rng(seed)
     decay = rng.uniform(0, 0.5, 3) * rng.integers(0, 2)
-    rate = 10 ** rng.uniform(-1, 0.5)
-    rates = np.array([10 ** rng.uniform(-1, 1), rate, rate * rng.uniform(0, 1)])
-    start = rng.normal(size=(CLASSES, DIM)), rng.normal(size=(CLASSES, DIM)), rng.normal(size=CLASSES)
-    return rng.choice([0.0, 1 / 3, 0.7, 1.0, 1.4]), decay, rates, *start, np.sort(rng.uniform(0.1, 5.0, 2)), rng
+    numbers = Numbers(rng.choice([0.0, 1 / 3, 0.7, 1.0, 1.4]), decay, 10 ** rng.uniform(-1, 1), 10 ** rng.uniform(-1, 0, 4))
+    numbers = numbers._replace(decay=FAMILIES[name].decays(numbers))
+    return numbers, FAMILIES[name].start(numbers, rng), rng
 
 
-def close(x, truth, tolerance=1e-12):
-    """Every part agrees, relative to the part's largest norm."""
-    for a, b in zip(x, truth, strict=True):
-        gap = np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b)
-        hypothesis.note(gap)
-        assert gap <= tolerance
+def close(name: str, found: Start, truth: Start, tolerance=1e-12):
+    """Both layers together agree, relative to their norm (Gram matrices where only those are determined); so do biases."""
+
+    def seen(start: Start):
+        rows = np.concatenate([start.h, start.w], axis=-2)
+        return rows @ np.swapaxes(rows, -1, -2) if FAMILIES[name].by_gram else rows
+
+    gap = np.linalg.norm(seen(found) - seen(truth)) / np.linalg.norm(seen(truth))
+    hypothesis.note(gap)
+    assert gap <= tolerance
+    assert np.linalg.norm(found.b - truth.b) <= tolerance * (1 + np.linalg.norm(truth.b))
 
 
-def parts(states):
-    return tuple(np.asarray(part) for part in jax.tree.leaves(states))
+def at(start: Start, index) -> Start:
+    return Start(*(part[index] for part in start))
 
 
+@EVERY
 @hypothesis.given(SEEDS)
-def test_rotation(seed):
-    gamma, decay, rates, h, w, b, ts, rng = draw(seed)
+def test_rotation(name, verb, seed):
+    numbers, start, rng = draw(name, seed)
     turn, _ = np.linalg.qr(rng.normal(size=(DIM, DIM)))
-    turned = FLOW(gamma, decay, rates, h @ turn, w @ turn, b, ts)
-    moved_h, moved_w, moved_b = parts(FLOW(gamma, decay, rates, h, w, b, ts))
-    close(parts(turned), (moved_h @ turn, moved_w @ turn, moved_b))
+    found = moved(name, verb, numbers, start._replace(h=start.h @ turn, w=start.w @ turn))
+    plain = moved(name, verb, numbers, start)
+    close(name, found, plain._replace(h=plain.h @ turn, w=plain.w @ turn))
 
 
+@EVERY
 @hypothesis.given(SEEDS)
-def test_relabelling(seed):
-    gamma, decay, rates, h, w, b, ts, rng = draw(seed)
+def test_relabelling(name, verb, seed):
+    numbers, start, rng = draw(name, seed)
     order = rng.permutation(CLASSES)
-    renamed = FLOW(gamma, decay, rates, h[order], w[order], b[order], ts)
-    close(parts(renamed), tuple(part[:, order] for part in parts(FLOW(gamma, decay, rates, h, w, b, ts))))
+    close(name, moved(name, verb, numbers, at(start, order)), at(moved(name, verb, numbers, start), (slice(None), order)))
+
+
+@pytest.mark.parametrize("name, verb", [pair for pair in FLOWS + DESCENTS if FAMILIES[pair[0]].linear])
+@hypothesis.given(SEEDS)
+def test_linearity(name, verb, seed):
+    numbers, start, rng = draw(name, seed)
+    other, (c, d) = FAMILIES[name].start(numbers, rng)._replace(b=start.b), rng.normal(size=2)
+    mixed = start._replace(h=c * start.h + d * other.h, w=c * start.w + d * other.w)
+    one, two = moved(name, verb, numbers, start), moved(name, verb, numbers, other)
+    truth = one._replace(h=c * one.h + d * two.h, w=c * one.w + d * two.w)
+    close(name, moved(name, verb, numbers, mixed), truth, 1e-11)
+
+
+@pytest.mark.parametrize("name, verb", FLOWS + [pair for pair in DESCENTS if FAMILIES[pair[0]].commutes])
+@hypothesis.given(SEEDS)
+def test_order_of_the_rates_does_not_matter(name, verb, seed):
+    """A flow knows its clocks alone; so does a descent whose steps commute."""
+    numbers, start, rng = draw(name, seed)
+    shuffled = numbers._replace(levels=numbers.levels[rng.permutation(4)])
+    close(name, at(moved(name, verb, shuffled, start), 2), at(moved(name, verb, numbers, start), 2))
+
+
+@EVERY
+@hypothesis.given(SEEDS)
+def test_semigroup(name, verb, seed):
+    numbers, start, _ = draw(name, seed)
+    whole = moved(name, verb, numbers, start)
+    later = numbers._replace(levels=np.roll(numbers.levels, -2))
+    close(name, at(moved(name, verb, later, at(whole, 1)), 1), at(whole, 2))
+
+
+@EVERY
+@hypothesis.given(SEEDS)
+def test_replication(name, verb, seed):
+    """Every sample twice, features at twice the rate and half the decay: each copy moves as the one did."""
+    numbers, start, _ = draw(name, seed)
+    twice = numbers._replace(ratio=2 * numbers.ratio, decay=numbers.decay * np.array([0.5, 1.0, 1.0]))
+    found = moved(name, verb, twice, start._replace(h=np.repeat(start.h, 2, axis=0)))
+    plain = moved(name, verb, numbers, start)
+    close(name, found, plain._replace(h=np.repeat(plain.h, 2, axis=1)))
+
+
+@pytest.mark.parametrize("name, verb", [pair for pair in FLOWS + DESCENTS if FAMILIES[pair[0]].dual])
+@hypothesis.given(SEEDS)
+def test_duality_of_one_sample_a_class(name, verb, seed):
+    numbers, start, _ = draw(name, seed)
+    plain = moved(name, verb, numbers, start)
+    swapped = Numbers(numbers.gamma, numbers.decay[[1, 0, 2]], 1 / numbers.ratio, numbers.ratio * numbers.levels)
+    found = moved(name, verb, swapped, start._replace(h=start.w, w=start.h))
+    close(name, found._replace(h=found.w, w=found.h, b=plain.b), plain)
 
 
 @hypothesis.given(SEEDS)
-def test_linearity(seed):
-    gamma, decay, rates, h, w, b, ts, rng = draw(seed)
-    other_h, other_w = rng.normal(size=h.shape), rng.normal(size=w.shape)
-    c, d = rng.normal(size=2)
-    one, two = (parts(FLOW(gamma, decay, rates, *start, b, ts))[:2] for start in ((h, w), (other_h, other_w)))
-    sum_of_both = parts(FLOW(gamma, decay, rates, c * h + d * other_h, c * w + d * other_w, b, ts))[:2]
-    close(sum_of_both, tuple(c * x + d * y for x, y in zip(one, two, strict=True)), 1e-11)
+def test_reversal(seed):
+    """Negative clocks undo the motion of the modes."""
+    rng = np.random.default_rng(seed)
+    sigma, (zg, zw), (dg, dw) = rng.uniform(-1, 1, 3), rng.uniform(0, 2, 2), rng.uniform(0, 1, 2)
+    there, back = (flow_propagator(sigma, sigma, sigma**2, Decays(dg, dw), c * zg, c * zw) for c in (1.0, -1.0))
+    a, b = (np.array([[p.gg, p.gw], [p.wg, p.ww]]) * np.exp(p.log_scale) for p in (there, back))
+    np.testing.assert_allclose(np.einsum("ijk,jlk->kil", b, a), np.broadcast_to(np.eye(2), (3, 2, 2)), atol=1e-12)
 
 
-@hypothesis.given(SEEDS)
-def test_only_the_clock_matters(seed):
-    gamma, decay, (ratio, rate, _), h, w, b, ts, _ = draw(seed)
-    # from time 2 on the annealed rates have spent half as much as a constant rate in half the time
-    ts = np.array([2.0, 2.0 + ts[1]])
-    annealed = FLOW(gamma, decay, np.array([ratio, rate, 0.0]), h, w, b, ts)
-    constant = FLOW(gamma, decay, np.array([ratio, rate, rate]), h, w, b, np.array([1.0, 1.5]))
-    close(tuple(part[0] for part in parts(annealed)), tuple(part[0] for part in parts(constant)))
-    close(tuple(part[1] for part in parts(annealed)), tuple(part[0] for part in parts(annealed)))
-
-
-@hypothesis.given(SEEDS)
-def test_semigroup(seed):
-    gamma, decay, (ratio, rate, _), h, w, b, ts, _ = draw(seed)
-    rates = np.array([ratio, rate, rate])
-    whole = parts(FLOW(gamma, decay, rates, h, w, b, ts))
-    first = (part[0] for part in whole)
-    rest = parts(FLOW(gamma, decay, rates, *first, np.array([ts[1] - ts[0], 6.0])))
-    close(tuple(part[0] for part in rest), tuple(part[1] for part in whole))
-
-
-@hypothesis.given(SEEDS)
-def test_replication(seed):
-    gamma, decay, rates, h, w, b, ts, _ = draw(seed)
-    moved_h, moved_w, moved_b = parts(FLOW(gamma, decay, rates, h, w, b, ts))
-    twice_the_rate, half_the_decay = rates * np.array([2.0, 1.0, 1.0]), decay * np.array([0.5, 1.0, 1.0])
-    doubled = parts(DOUBLED(gamma, half_the_decay, twice_the_rate, np.repeat(h, 2, axis=0), w, b, ts))
-    close(doubled, (np.repeat(moved_h, 2, axis=1), moved_w, moved_b))
-
-
-@hypothesis.given(SEEDS)
-def test_duality_of_one_sample_a_class(seed):
-    gamma, decay, (ratio, rate, floor), h, w, b, ts, _ = draw(seed)
-    moved_h, moved_w, _ = parts(FLOW(gamma, decay, np.array([ratio, rate, floor]), h, w, b, ts))
-    swapped = np.array([1 / ratio, ratio * rate, ratio * floor])
-    dual_w, dual_h, _ = parts(FLOW(gamma, decay[[1, 0, 2]], swapped, w, h, b, ts))
-    close((dual_h, dual_w), (moved_h, moved_w))
-
-
-def test_the_compared_states_move():
-    gamma, decay, rates, h, w, b, ts, _ = draw(1)
-    states = parts(FLOW(gamma, decay, rates, h, w, b, ts))
-    assert all(oracles.relative(part[1], begin) > 0.01 for part, begin in zip(states, (h, w, b), strict=True))
+@EVERY
+def test_the_compared_states_move(name, verb):
+    numbers, start, _ = draw(name, 1)
+    states = moved(name, verb, numbers, start)
+    assert oracles.relative(states.h[-1], start.h) > 0.01
+    assert FAMILIES[name].fields(numbers).get("anchored") or oracles.relative(states.w[-1], start.w) > 0.01
