@@ -33,6 +33,8 @@ def line(verdict: Verdict) -> str:
     )
     if not verdict.holds:
         text += f"\n    {verdict.statement}\n    worst: {verdict.where}"
+    if verdict.limited_by:
+        text += f"\n    limited by: {verdict.limited_by}"
     if verdict.finding:
         text += f"\n    finding: {verdict.finding}"
     return text

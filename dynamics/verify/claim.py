@@ -36,6 +36,7 @@ class Verdict:
     residual: float
     holds: bool
     finding: str
+    limited_by: str
     where: str
     members: int
     numbers: dict[str, float]
@@ -69,6 +70,7 @@ class Claim:
     - `check`: takes the number of random members, returns `Measured`.
     - `finding`: empty; or, for a claim that is known to fail, what was found. It is shown with its residual and does not
       count as a failure.
+    - `limited_by`: what the residual comes from where it is not the rounding of the formula, and so why the tolerance is wide.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Claim:
     tolerance: float
     check: Callable[[int], Measured]
     finding: str = ""
+    limited_by: str = ""
 
     def verdict(self, members: int) -> Verdict:
         """Run the check over `members` random instances."""
@@ -97,6 +100,7 @@ class Claim:
             residual=residual,
             holds=residual <= self.tolerance,
             finding=self.finding,
+            limited_by=self.limited_by,
             where=measured.where,
             members=measured.members,
             numbers=measured.numbers,

@@ -192,7 +192,7 @@ EXPERIMENT = Experiment(
             name="anchored-expm",
             statement="the formula = the exponential of the affine system",
             assumptions=_FIXED,
-            tolerance=1e-12,
+            tolerance=1e-13,
             check=functools.partial(worst_of, _against_expm),
         ),
         _claim(

@@ -203,7 +203,7 @@ EXPERIMENT = Experiment(
         _claim(
             name="imbalance-growth",
             statement="the norm grows at the largest exponent of the dense generator",
-            tolerance=1e-12,
+            tolerance=1e-13,
             check=_check(_growth),
         ),
         _claim(

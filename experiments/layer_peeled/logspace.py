@@ -173,7 +173,7 @@ def _claims(kind: str) -> tuple[Claim, ...]:
         _claim(
             name=f"logspace-{kind}-direction",
             statement=f"{classes}: directions at clocks 1e9 and 1e12 are those of the limit",
-            tolerance=1e-14,
+            tolerance=2e-15,
             check=over(_direction, dtype="float64"),
         ),
         _claim(
@@ -191,7 +191,7 @@ def _claims(kind: str) -> tuple[Claim, ...]:
         _claim(
             name=f"logspace-{kind}-precise-direction",
             statement=f"{classes}: directions at clocks 1 to 1e12 against 60 digits",
-            tolerance=1e-14,
+            tolerance=2e-15,
             check=functools.partial(_precise_direction, kind=kind, dtype="float64"),
         ),
         _claim(

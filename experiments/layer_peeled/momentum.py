@@ -159,7 +159,7 @@ def _claims(method: Method) -> tuple[Claim, ...]:
     check = lambda residuals: functools.partial(worst_of, functools.partial(residuals, method=method), sizes=(SIZE,))
     name = f"momentum-{method.replace(' ', '-')}"
     rows = (
-        ("formula", "descent by formula = a plain loop, iterate by iterate", _ANY, 2e-13, _formula),
+        ("formula", "descent by formula = a plain loop, iterate by iterate", _ANY, 3e-14, _formula),
         ("simulated", "simulated descent = a plain loop, iterate by iterate", _ANY, 5e-14, _simulated),
         ("companion", f"each mode moves by {matrix}, deviations by that of -lambda1", _ANY, 5e-14, _companions),
         ("biases", "b - kappa/lambda moves by the companion of the scalar -lambda", _ANY, 5e-14, _biases),

@@ -191,7 +191,7 @@ EXPERIMENT = Experiment(
             name="regularised-expm",
             statement="formula = exponential of the dense generator",
             assumptions=_DECAYED,
-            tolerance=1e-10,
+            tolerance=1e-12,
             check=functools.partial(worst_of, _against_expm),
         ),
         _claim(
