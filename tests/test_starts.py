@@ -146,6 +146,7 @@ def test_adjusted_refusals():
     refused(lambda: dyn.LayerPeeled(UNSORTED, num_classes=3, adjusted=0.1), "adjusted", "normalize=True")
     refused(lambda: spherical(adjusted=1.5), "adjusted", "(0, 1)", "1.5")
     refused(lambda: spherical(adjusted=0.1, feature_kernel=np.eye(4)), "adjusted", "kernel")
+    refused(lambda: dyn.descent(spherical(adjusted=0.1), start(spherical(), 1), RATES, 1), "adjusted", "dim >= 2")
     state = start(spherical(), 4)
     moved = jax.vmap(lambda e: dyn.descent(spherical(adjusted=e), state, RATES, 1))(jnp.array([0.1, 2.0]))
     assert moved.status.tolist() == [0, 1]

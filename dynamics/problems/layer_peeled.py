@@ -270,6 +270,8 @@ class LayerPeeled(Problem):
         validate.shape("biases", state.biases, (classes,), "(classes,)")
         if dim == 0:
             raise ValueError("features must have dim >= 1, got 0")
+        if dim == 1 and self.adjusted is not None:
+            raise ValueError("features must have dim >= 2 with adjusted, got 1: on a line there is no tangent to turn along")
         if self.feature_kernel is not None:
             validate.shape("feature_kernel", self.feature_kernel, (dim, dim), "(dim, dim)")
         for name in ("features", "prototypes", "biases"):
