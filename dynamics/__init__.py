@@ -1,5 +1,6 @@
 """The dynamics of learning: gradient flow and gradient descent, simulated and by formula, for thousands of starts at once."""
 
+from dynamics import class_sizes as class_sizes
 from dynamics import ensemble as ensemble
 from dynamics import exact as exact
 from dynamics import initial as initial

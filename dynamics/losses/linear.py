@@ -69,3 +69,77 @@ class Linear(Loss):
 
     def coupling(self, num_classes):
         return self.matrix
+
+
+def label_smoothing(loss: Loss, epsilon, num_classes: int) -> Linear:
+    r"""A linear loss under label smoothing: $(1-\epsilon)\,\ell(z, y) + \frac{\epsilon}{C}\sum_k \ell(z, k)$.
+
+    The coupling becomes $A((1-\epsilon)I + \epsilon J)$, one column a label, $J = \mathbf{1}\mathbf{1}^T/C$. Of a symmetric
+    one, the singular value of the zero-sum directions shrinks to $(1-\epsilon)\sigma_1$; that of the common direction and
+    the bias drift stay, exactly.
+
+    **Arguments:**
+
+    - `loss`: linear in the logits, the same function of every sample (no coupling by sample).
+    - `epsilon`: in [0, 1]; may be traced (out of range it then becomes the status `bad_input`).
+    - `num_classes`: C >= 2.
+
+    **Reference:** "On the Dynamics Under the Unhinged Loss and Beyond", JMLR 24 (2023), Section 3, with smoothed labels;
+    derived here.
+    """
+    return _mixed("label_smoothing", loss, _probability("epsilon of label_smoothing", epsilon), num_classes)
+
+
+def label_noise(loss: Loss, rate, num_classes: int) -> Linear:
+    r"""The expectation of a linear loss when a label is, with probability `rate`, replaced by a uniform draw of the others.
+
+    It is label smoothing with $\epsilon = \rho C/(C-1)$, past 1 for $\rho > (C-1)/C$: $\sigma_1$ becomes
+    $(1 - \rho C/(C-1))\sigma_1$. Where the losses over all labels sum to zero (the unhinged loss at $\gamma = 1/(C-1)$)
+    noise multiplies the whole loss by that factor: it only slows the clock.
+
+    This is a statement about the expected loss. Features that are free for every sample follow the label each was given.
+
+    **Arguments:**
+
+    - `loss`: linear in the logits, the same function of every sample (no coupling by sample).
+    - `rate`: in [0, 1]; may be traced (out of range it then becomes the status `bad_input`).
+    - `num_classes`: C >= 2.
+
+    **Reference:** "On the Dynamics Under the Unhinged Loss and Beyond", JMLR 24 (2023), Section 3, with noisy labels;
+    derived here.
+    """
+    rate = _probability("rate of label_noise", rate)
+    num_classes = validate.whole("num_classes", num_classes, 2)
+    return _mixed("label_noise", loss, rate * (num_classes / (num_classes - 1)), num_classes)
+
+
+def _mixed(name: str, loss: Loss, share, num_classes: int) -> Linear:
+    """The coupling times (1 - share) I + share J: of the uniform mixture of all labels, the given share."""
+    num_classes = validate.whole("num_classes", num_classes, 2)
+    if not isinstance(loss, Loss):
+        raise ValueError(f"loss of {name} must be a dynamics.losses.Loss, got {loss!r}")
+    coupling = loss.coupling(num_classes)
+    if coupling is None:
+        raise ValueError(f"loss of {name} must be linear in the logits, got {type(loss).__name__}")
+    if isinstance(coupling, SymmetricCoupling):
+        kept = 1 - share
+        common = kept * coupling.common - share * coupling.drift / num_classes
+        return Linear(SymmetricCoupling(kept * coupling.diagonal, common, coupling.drift))
+    if coupling.shape != (num_classes, num_classes):
+        raise ValueError(
+            f"loss of {name} must have one coupling a label, of shape (classes, classes) = ({num_classes}, {num_classes}), "
+            f"got {coupling.shape}"
+        )
+    return Linear((1 - share) * coupling + share * jnp.mean(coupling, axis=0))
+
+
+def _probability(name: str, x):
+    """A number in [0, 1], refused where concrete; NaN where it is traced and out of range."""
+    if np.shape(x) != ():
+        raise ValueError(f"{name} must be a scalar, got shape {np.shape(x)}; batch it with jax.vmap")
+    validate.nonnegative(name, x)
+    if not validate.is_concrete(x):
+        return jnp.where((x >= 0) & (x <= 1), x, jnp.nan)
+    if float(x) > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {validate.shown(x)}")
+    return x
