@@ -1,117 +1,37 @@
-"""All experiments. A new one is a file and a row here."""
+"""All experiments, in the order they are shown. A new one is a file in a folder and its name here."""
 
-from experiments.layer_peeled import (
-    adjusted,
-    anchored,
-    balance,
-    bounds,
-    classmean,
-    design,
-    eigenspaces,
-    fig_1,
-    fig_4,
-    fig_5,
-    fig_6,
-    fig_7,
-    fig_8,
-    fig_9,
-    fig_15,
-    gd,
-    gd_direction,
-    gd_ratio,
-    imbalance,
-    imbalance_collapse,
-    imbalance_spectrum,
-    insights,
-    kernel,
-    kernel_theorem,
-    label_coupling,
-    label_noise,
-    logspace,
-    long_tail,
-    loss,
-    magnus,
-    minimiser,
-    momentum,
-    nonproportional,
-    phase_diagram,
-    projections,
-    regularised,
-    regularised_biases,
-    regularised_limit,
-    regularised_threshold,
-    schedule_design,
-    sensitivity,
-    spherical_descent,
-    spherical_flow,
-    spherical_gd,
-    spherical_limit,
-    stability,
-    step_collapse,
-    stochastic,
-    unconstrained,
-    unconstrained_gamma,
-    unconstrained_limit,
-    unconstrained_path,
-)
+import importlib
+
 from experiments.registry import Experiment
 
+FILES: dict[str, str] = {
+    "layer_peeled": """
+        loss bounds minimiser minimiser_formula eigenspaces projections
+        unconstrained unconstrained_path unconstrained_limit unconstrained_gamma
+        regularised regularised_biases regularised_limit regularised_threshold
+        anchored kernel kernel_theorem insights
+        classmean gd gd_ratio gd_direction momentum stability stochastic
+        nonproportional magnus logspace balance
+        imbalance_spectrum imbalance imbalance_collapse step_collapse long_tail phase_diagram
+        label_coupling label_noise sensitivity design schedule_design
+        spherical_gd spherical_limit spherical_flow spherical_descent adjusted
+        anchored_square joint_square_modes anchored_cross_entropy joint_cross_entropy
+        fig_1 fig_4 fig_5 fig_6 fig_7 fig_8 fig_9 fig_15
+    """,
+    "square_loss": """
+        balance riccati riccati_bias rotation final_state collapse_trajectory
+        modes deep_modes collapse_rates leftover sharpness mixon_linear mixon central_path
+        minimiser bias_transition minority deep_minimiser origin
+    """,
+    "cross_entropy": """
+        minimiser layer_peeled minority
+    """,
+}
+
 EXPERIMENTS: tuple[Experiment, ...] = tuple(
-    module.EXPERIMENT
-    for module in (
-        loss,
-        bounds,
-        minimiser,
-        eigenspaces,
-        projections,
-        unconstrained,
-        unconstrained_path,
-        unconstrained_limit,
-        unconstrained_gamma,
-        regularised,
-        regularised_biases,
-        regularised_limit,
-        regularised_threshold,
-        anchored,
-        kernel,
-        kernel_theorem,
-        insights,
-        classmean,
-        gd,
-        gd_ratio,
-        gd_direction,
-        momentum,
-        stability,
-        nonproportional,
-        magnus,
-        logspace,
-        imbalance_spectrum,
-        imbalance,
-        imbalance_collapse,
-        step_collapse,
-        long_tail,
-        phase_diagram,
-        label_coupling,
-        label_noise,
-        sensitivity,
-        design,
-        schedule_design,
-        stochastic,
-        balance,
-        spherical_gd,
-        spherical_limit,
-        spherical_flow,
-        spherical_descent,
-        adjusted,
-        fig_1,
-        fig_4,
-        fig_5,
-        fig_6,
-        fig_7,
-        fig_8,
-        fig_9,
-        fig_15,
-    )
+    importlib.import_module(f"experiments.{folder}.{name}").EXPERIMENT
+    for folder, names in FILES.items()
+    for name in names.split()
 )
 
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(experiment.family for experiment in EXPERIMENTS))

@@ -1,0 +1,1 @@
+"""The square loss with both layers free."""
