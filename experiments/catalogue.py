@@ -28,10 +28,7 @@ FILES: dict[str, str] = {
     """,
 }
 
-EXPERIMENTS: tuple[Experiment, ...] = tuple(
-    importlib.import_module(f"experiments.{folder}.{name}").EXPERIMENT
-    for folder, names in FILES.items()
-    for name in names.split()
-)
+_NAMES = [f"experiments.{folder}.{name}" for folder, names in FILES.items() for name in names.split()]
+EXPERIMENTS: tuple[Experiment, ...] = tuple(importlib.import_module(name).EXPERIMENT for name in _NAMES)
 
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(experiment.family for experiment in EXPERIMENTS))

@@ -1,0 +1,1 @@
+"""Global minima, one file a loss."""

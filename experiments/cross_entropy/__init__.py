@@ -1,0 +1,1 @@
+"""Cross-entropy: global minima, with decay and with bounded norms."""
