@@ -33,6 +33,52 @@ def gaussian(problem: LayerPeeled, *, dim: int, key, scale=1.0, dtype=None) -> P
     )
 
 
+def balanced(problem: LayerPeeled, *, dim: int, key, scale=1.0, imbalance=0.0, ratio=1.0, dtype=None) -> Peeled:
+    r"""A random start with $W^\top W - H^\top H/s = \delta I$ (rows are vectors), zero biases.
+
+    Without imbalance the prototypes are independent normals and the features a random set of rows with s times their Gram
+    matrix, its orientation in sample space uniform; imbalance adds $|\delta|$ to the spectrum of the heavier side. Where
+    `problem` has slaved biases, the features have mean zero.
+
+    **Arguments:**
+
+    - `dim`: the dimension of feature space; `key`: a JAX random key.
+    - `scale`: the standard deviation of an entry of the prototypes (before the imbalance).
+    - `imbalance`: $\delta$; positive needs `dim <= classes`, negative `dim` at most the samples (slaved biases: one less).
+    - `ratio`: s, the features' rate over the weights'.
+    - `dtype`: a floating dtype; None is JAX's default.
+    """
+    dim, classes, samples = validate.whole("dim", dim, 1), problem.num_classes, problem.num_samples
+    validate.nonnegative("scale", scale)
+    validate.finite("imbalance", imbalance)
+    validate.positive("ratio", ratio)
+    slaved = problem.bias == "slaved"
+    rows = samples - 1 if slaved else samples  # the largest rank of the features
+    if validate.is_concrete(imbalance):
+        if imbalance > 0 and dim > classes:
+            raise ValueError(
+                f"imbalance > 0 needs dim <= classes = {classes}, got dim = {dim}: W^T W is the larger side, its rank is at "
+                "most the number of classes"
+            )
+        if imbalance < 0 and dim > rows:
+            raise ValueError(f"imbalance < 0 needs dim <= {rows}, the largest rank of H^T H, got dim = {dim}")
+    dtype = validate.floating_dtype("dtype", jnp.result_type(float) if dtype is None else dtype)
+    for_prototypes, for_features = jax.random.split(key)
+    left, sizes, right = jnp.linalg.svd(jax.random.normal(for_prototypes, (classes, dim), dtype))
+    frame = jax.random.normal(for_features, (samples, min(dim, rows)), dtype)
+    frame, upper = jnp.linalg.qr(frame - jnp.mean(frame, axis=0) if slaved else frame)
+    frame = frame * jnp.where(jnp.diagonal(upper) < 0, -1.0, 1.0).astype(dtype)
+    spectrum = jnp.zeros(dim, dtype).at[: sizes.shape[0]].set((scale * sizes) ** 2)
+    infeasible = ((imbalance > 0) & (dim > classes)) | ((imbalance < 0) & (dim > rows))
+    heavy = [jnp.asarray(jnp.where(infeasible, jnp.nan, jnp.maximum(x, 0.0)), dtype) for x in (imbalance, -imbalance)]
+
+    def side(vectors, more):
+        kept = min(vectors.shape[1], dim)
+        return (vectors[:, :kept] * jnp.sqrt(spectrum[:kept] + more)) @ right[:kept]
+
+    return Peeled(jnp.sqrt(jnp.asarray(ratio, dtype)) * side(frame, heavy[1]), side(left, heavy[0]))
+
+
 def simplex_etf(num_classes: int, dim: int, *, key=None, scale=1.0, dtype=None) -> Float[Array, "classes dim"]:
     """Prototypes of norm `scale` at the vertices of a simplex: all cosines -1/(classes - 1), sum zero.
 

@@ -6,19 +6,25 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import layer_peeled, paper, paper_figure
+from experiments import cross_entropy, layer_peeled, paper, paper_figure, square_loss
 from experiments.catalogue import EXPERIMENTS
 
 CLAIMS = [claim for experiment in EXPERIMENTS for claim in experiment.claims + experiment.long_claims]
 
 IDS = """unhinged.loss unhinged.bounds unhinged.minimiser unhinged.eigenspaces unhinged.projections unhinged.unconstrained
 unhinged.unconstrained.limit unhinged.regularised unhinged.regularised.limit unhinged.anchored unhinged.ntk unhinged.insights
-beyond.classmean beyond.gd beyond.nonproportional beyond.logspace beyond.imbalance beyond.balance
-fig.1 fig.4 fig.5 fig.6 fig.7 fig.8 fig.15""".split()
+unhinged.spherical.gd beyond.classmean beyond.gd beyond.nonproportional beyond.logspace beyond.imbalance
+beyond.sphericalflow beyond.anchored_losses beyond.sgd beyond.labelcoupling beyond.sensitivity beyond.balance
+mse.balance mse.riccati mse.riccati_rotation mse.riccati_bias mse.final_state mse.nc1_rate mse.leftover mse.ntk mse.sharpness
+mse.saxe_mode mse.hyperbolic_mode mse.deep_mode mse.minimiser mse.bias_transition mse.minority mse.deep_minimiser
+ce.minimiser ufm.origin_threshold ce.layer_peeled ce.minority_ridge ce.minority_constrained mse.mpp_linear mse.mpp_subspace
+mse.decomposition mse.central_loss mse.central_omega
+fig.1 fig.4 fig.5 fig.6 fig.7 fig.8 fig.9 fig.15""".split()
+FOLDERS = (layer_peeled, square_loss, cross_entropy)
 
 
-def test_every_file_of_the_family_is_listed():
-    files = {module.name for module in pkgutil.iter_modules(layer_peeled.__path__)}
+def test_every_file_of_the_families_is_listed():
+    files = [module.name for folder in FOLDERS for module in pkgutil.iter_modules(folder.__path__)]
     assert len(EXPERIMENTS) == len(files)
 
 

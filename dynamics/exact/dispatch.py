@@ -1,12 +1,25 @@
 """Which closed form applies, or why none does."""
 
 from dynamics.exact.anchored import ANCHORED
+from dynamics.exact.anchored_cross_entropy import ANCHORED_CROSS_ENTROPY
+from dynamics.exact.anchored_square import ANCHORED_SQUARE
 from dynamics.exact.closed_form import ClosedForm, NoClosedForm
+from dynamics.exact.joint_cross_entropy import JOINT_CROSS_ENTROPY
 from dynamics.exact.linear import MODES
+from dynamics.exact.spherical import SPHERICAL
+from dynamics.exact.square_loss import SQUARE_LOSS
 from dynamics.problems import Problem
 from dynamics.rates import Rates, check_rates
 
-CLOSED_FORMS: tuple[ClosedForm, ...] = (MODES, ANCHORED)
+CLOSED_FORMS: tuple[ClosedForm, ...] = (
+    MODES,
+    ANCHORED,
+    SPHERICAL,
+    SQUARE_LOSS,
+    ANCHORED_SQUARE,
+    ANCHORED_CROSS_ENTROPY,
+    JOINT_CROSS_ENTROPY,
+)
 
 
 def choose(problem: Problem, rates: Rates) -> ClosedForm:
