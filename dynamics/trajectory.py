@@ -128,7 +128,6 @@ def check_observe(observe, scaled: bool = False, determined: str = "states") -> 
 
 def observe_state(observe, problem, state) -> PyTree:
     """The observed values of one state, or the state itself when nothing is asked for."""
-    state = problem.complete(state)
     if observe is None:
         return state
     return {key: jnp.asarray(function(problem, state)) for key, function in observe.items()}

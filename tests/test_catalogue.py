@@ -11,15 +11,18 @@ from experiments.catalogue import EXPERIMENTS
 
 CLAIMS = [claim for experiment in EXPERIMENTS for claim in experiment.claims + experiment.long_claims]
 
-IDS = """unhinged.loss unhinged.bounds unhinged.minimiser unhinged.eigenspaces unhinged.projections unhinged.unconstrained
+IDS = (
+    """unhinged.loss unhinged.bounds unhinged.minimiser unhinged.eigenspaces unhinged.projections unhinged.unconstrained
 unhinged.unconstrained.limit unhinged.regularised unhinged.regularised.limit unhinged.anchored unhinged.ntk unhinged.insights
 unhinged.spherical.gd beyond.classmean beyond.gd beyond.nonproportional beyond.logspace beyond.imbalance
 beyond.sphericalflow beyond.anchored_losses beyond.sgd beyond.labelcoupling beyond.sensitivity beyond.balance
-mse.balance mse.riccati mse.riccati_rotation mse.riccati_bias mse.final_state mse.nc1_rate mse.leftover mse.ntk mse.sharpness
+mse.balance mse.riccati mse.riccati_rotation mse.final_state mse.nc1_rate mse.leftover mse.ntk mse.sharpness
 mse.saxe_mode mse.hyperbolic_mode mse.deep_mode mse.minimiser mse.bias_transition mse.minority mse.deep_minimiser
 ce.minimiser ufm.origin_threshold ce.layer_peeled ce.minority_ridge ce.minority_constrained mse.mpp_linear mse.mpp_subspace
 mse.decomposition mse.central_loss mse.central_omega
-fig.1 fig.4 fig.5 fig.6 fig.7 fig.8 fig.9 fig.15""".split()
+recipe.imbalance recipe.rlr fig.1 fig.4 fig.5 fig.6 fig.7 fig.8 fig.9 fig.15""".split()
+    + ["mse.riccati + bias"]
+)
 FOLDERS = (layer_peeled, square_loss, cross_entropy)
 
 

@@ -1,5 +1,6 @@
 """Stochastic descent: minibatches against plain loops, their mean and second moment against every possible draw."""
 
+import functools
 import itertools
 
 import jax
@@ -24,6 +25,16 @@ DT, STEPS = 0.8, 3
 def problem(**fields) -> dyn.LayerPeeled:
     fields = {"loss": Unhinged(0.3), "decay": dyn.Decay(*DECAY), "bias": True, "sample_weights": WEIGHTS} | fields
     return dyn.LayerPeeled(LABELS, num_classes=3, **fields)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "batch_size", "every"))
+def exact(problem, state, steps=STEPS, *, batch_size, every=1) -> dyn.Trajectory:
+    return dyn.exact.descent(problem, state, RATES, steps, every=every, dt=DT, batch_size=batch_size)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "batch_size", "shuffle"))
+def simulated(problem, state, steps, key=None, *, batch_size=None, shuffle="step") -> dyn.Trajectory:
+    return dyn.descent(problem, state, RATES, steps, dt=DT, batch_size=batch_size, key=key, shuffle=shuffle)
 
 
 def every_draw(state, batch_size: int, *, kernel=None, anchored=False):
@@ -51,21 +62,21 @@ def every_draw(state, batch_size: int, *, kernel=None, anchored=False):
 @pytest.mark.parametrize("fields", [{}, {"kernel": KERNEL}, {"anchored": True}], ids=["free", "kernel", "anchored"])
 def test_mean_and_second_moment_are_those_of_every_draw(batch_size, fields):
     begin = start(problem(), 4)
-    exact = dyn.exact.descent(problem(**fields), begin, RATES, STEPS, dt=DT, batch_size=batch_size)
+    moved = exact(problem(**fields), begin, batch_size=batch_size)
     mean, square, biases = every_draw(begin, batch_size, **fields)
-    found = np.concatenate([exact.states.features[-1], exact.states.prototypes[-1]])
-    assert exact.determined == "mean" and exact.second_moment.shape == (STEPS + 1, 8, 8)
+    found = np.concatenate([moved.states.features[-1], moved.states.prototypes[-1]])
+    assert moved.determined == "mean" and moved.second_moment.shape == (STEPS + 1, 8, 8)
     np.testing.assert_allclose(found, mean, atol=2e-14)
-    np.testing.assert_allclose(exact.second_moment[-1], square, atol=1e-13)
-    np.testing.assert_allclose(exact.states.biases[-1], biases, atol=1e-14)
+    np.testing.assert_allclose(moved.second_moment[-1], square, atol=1e-13)
+    np.testing.assert_allclose(moved.states.biases[-1], biases, atol=1e-14)
 
 
 def test_moments_at_every_second_iterate_and_in_float32():
     begin = start(problem(), 4)
-    whole = dyn.exact.descent(problem(), begin, RATES, 6, dt=DT, batch_size=2)
-    some = dyn.exact.descent(problem(), begin, RATES, 6, every=2, dt=DT, batch_size=2)
+    whole = exact(problem(), begin, 6, batch_size=2)
+    some = exact(problem(), begin, 6, every=2, batch_size=2)
     np.testing.assert_allclose(some.second_moment, whole.second_moment[::2], rtol=1e-13)
-    narrow = dyn.exact.descent(problem(), start(problem(), 4, dtype=np.float32), RATES, 6, dt=DT, batch_size=2)
+    narrow = exact(problem(), start(problem(), 4, dtype=np.float32), 6, batch_size=2)
     assert narrow.second_moment.dtype == jnp.float32
     scale = np.abs(whole.second_moment).max()
     np.testing.assert_allclose(narrow.second_moment, whole.second_moment, atol=2e-6 * scale)
@@ -76,7 +87,7 @@ def test_each_run_follows_its_own_minibatches(key):
     fields = {"loss": SquaredError(), "sample_weights": WEIGHTS}
     begin = start(problem(**fields), 4)
     for shuffle, size in (("step", 2), ("epoch", 1)):
-        moved = dyn.descent(problem(**fields), begin, RATES, 7, dt=DT, batch_size=size, key=key, shuffle=shuffle)
+        moved = simulated(problem(**fields), begin, 7, key, batch_size=size, shuffle=shuffle)
         counted = minibatches(5, size, key, shuffle, float)
         h, w, b = (np.array(part) for part in (begin.features, begin.prototypes, begin.biases))
         for k in range(7):
@@ -105,8 +116,8 @@ def test_batches_are_uniform_and_epochs_use_every_sample_once(key):
 
 def test_a_batch_of_all_samples_is_descent(key):
     begin = start(problem(), 4)
-    moved = dyn.descent(problem(), begin, RATES, 5, batch_size=5, key=key)
-    assert float(dyn.compare(moved, dyn.descent(problem(), begin, RATES, 5)).worst) < 1e-14
+    moved, full = simulated(problem(), begin, 5, key, batch_size=5), simulated(problem(), begin, 5)
+    assert float(dyn.compare(moved, full).worst) < 1e-14
 
 
 def test_refusals(key):
@@ -124,19 +135,19 @@ def test_refusals(key):
     refused(moved(batch_size=2, key=key, shuffle="epoch"), "divide", "2 of 5")
     refused(moved(batch_size=2, key=key, shuffle="always"), "shuffle", "'always'")
 
-    def exact(which=None, **more):
+    def by_formula(which=None, **more):
         return lambda: dyn.exact.descent(which or problem(), begin, RATES, 4, **{"batch_size": 2, **more})
 
-    refused(exact(batch_size=6), "batch_size", "5", "6")
-    refused(exact(shuffle="never"), "shuffle", "'never'")
-    refused(exact(scaled=True), "scaled")
-    refused(exact(observe={"loss": dyn.observables.loss}), "observe")
+    refused(by_formula(batch_size=6), "batch_size", "5", "6")
+    refused(by_formula(shuffle="never"), "shuffle", "'never'")
+    refused(by_formula(scaled=True), "scaled")
+    refused(by_formula(observe={"loss": dyn.observables.loss}), "observe")
     for call, words in (
-        (exact(shuffle="epoch"), "eta^2"),
-        (exact(momentum=0.5), "momentum"),
-        (exact(problem(feature_kernel=np.eye(4))), "feature kernel"),
-        (exact(spherical), "linear"),
-        (exact(problem(loss=CrossEntropy())), "CrossEntropy"),
+        (by_formula(shuffle="epoch"), "eta^2"),
+        (by_formula(momentum=0.5), "momentum"),
+        (by_formula(problem(feature_kernel=np.eye(4))), "feature kernel"),
+        (by_formula(spherical), "linear"),
+        (by_formula(problem(loss=CrossEntropy())), "CrossEntropy"),
     ):
         refused(call, words)
         with pytest.raises(dyn.NoClosedForm):
@@ -148,7 +159,7 @@ def test_a_bad_member_has_no_moments():
     begin = start(problem(), 4)
 
     def one(factor):
-        return dyn.exact.descent(problem(), dyn.Peeled(factor * begin.features, begin.prototypes), RATES, 2, batch_size=2)
+        return exact(problem(), dyn.Peeled(factor * begin.features, begin.prototypes), 2, batch_size=2)
 
     moved = jax.vmap(one)(scale)
     assert moved.status.tolist() == [0, 1]
@@ -157,6 +168,6 @@ def test_a_bad_member_has_no_moments():
 
 def test_unsorted_labels():
     unsorted = dyn.LayerPeeled(UNSORTED, num_classes=3)
-    exact = dyn.exact.descent(unsorted, start(unsorted, 2), dyn.Rates.equal(0.1), 2, batch_size=8)
-    z = np.concatenate([exact.states.features, exact.states.prototypes], axis=1)
-    np.testing.assert_allclose(exact.second_moment, z @ z.swapaxes(1, 2), rtol=1e-12, atol=1e-14)
+    moved = exact(unsorted, start(unsorted, 2), 2, batch_size=8)
+    z = np.concatenate([moved.states.features, moved.states.prototypes], axis=1)
+    np.testing.assert_allclose(moved.second_moment, z @ z.swapaxes(1, 2), rtol=1e-12, atol=1e-14)

@@ -237,7 +237,8 @@ def _place(problem: LayerPeeled, state: Peeled, start: Start, path: Float[Array,
     sizes = jnp.sqrt(jnp.asarray(problem.data.sizes, w.dtype))[:, None]
     prototypes, sides = start.basis.join(w, h, hidden)
     features = problem.data.spread(jnp.asarray(sides / sizes)) + start.within @ turned
-    return Peeled(jnp.sqrt(start.ratio) * features, prototypes, state.biases), jnp.zeros_like(rest)
+    moved = Peeled(jnp.sqrt(start.ratio) * features, prototypes, state.biases)
+    return problem.complete(moved), jnp.zeros_like(rest)
 
 
 def _none(what: str):

@@ -101,12 +101,12 @@ def descent(
 
     def snapshot(carry, index):
         carry = jax.lax.fori_loop(0, every, lambda j, c: step(index * every + j, c), carry)
-        return carry, (observe_state(observe, problem, carry[0]), carry[2] == status.OK)
+        return carry, (observe_state(observe, problem, problem.complete(carry[0])), carry[2] == status.OK)
 
     memory = optimizer.init(state) if optimizer is not None else jax.tree.map(jnp.zeros_like, () if plain else state)
     code = jnp.where(valid, _judge(state, norm_cap), status.BAD_INPUT)
     with jax.default_matmul_precision("highest"):
-        first = (observe_state(observe, problem, state), code == status.OK)
+        first = (observe_state(observe, problem, problem.complete(state)), code == status.OK)
         carry = (state, memory, code, jnp.zeros((), jnp.int32))
         carry, rest = jax.lax.scan(snapshot, carry, jnp.arange(steps // every))
     saved, going = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)

@@ -99,7 +99,7 @@ def flow(
             args=(problem, rates),
             saveat=diffrax.SaveAt(
                 subs=[
-                    diffrax.SubSaveAt(ts=ts, fn=lambda t, y, args: observe_state(observe, args[0], y)),
+                    diffrax.SubSaveAt(ts=ts, fn=lambda t, y, args: observe_state(observe, args[0], args[0].complete(y))),
                     diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: (t, y)),
                 ]
             ),
@@ -112,7 +112,7 @@ def flow(
     saved, (last_time, last_state) = solution.ys
     code = _status(solution.result, valid, tree.all_finite(last_state))
     last_time = jnp.where(valid, last_time[0], 0.0)
-    saved = _with_start(ts, saved, observe_state(observe, problem, start))
+    saved = _with_start(ts, saved, observe_state(observe, problem, problem.complete(start)))
     saved = blank((ts > last_time) | ~valid, saved)
     return Trajectory(
         ts=asked,
