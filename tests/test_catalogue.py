@@ -6,8 +6,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import cross_entropy, layer_peeled, paper, paper_figure, square_loss
+from experiments import cross_entropy, layer_peeled, square_loss
 from experiments.catalogue import EXPERIMENTS
+from experiments.shared import paper, paper_figure
 
 CLAIMS = [claim for experiment in EXPERIMENTS for claim in experiment.claims + experiment.long_claims]
 

@@ -6,9 +6,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.minimiser_oracles import Kind, descended_in_balls, kind_of, loss_and_slope
-from experiments.minimisers import problem_of, worst_of
 from experiments.registry import Experiment
+from experiments.shared.minimiser_oracles import Kind, descended_in_balls, kind_of, loss_and_slope
+from experiments.shared.minimisers import problem_of, worst_of
 
 SOURCE = "C. Fang, H. He, Q. Long, W. Su 2021; J. Lu, S. Steinerberger 2022"
 KINDS = (kind_of("entropy", (2, 2, 2), 4), kind_of("entropy", (3, 3), 3), kind_of("entropy", (1,) * 5, 6))

@@ -5,10 +5,10 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.minimiser_flows import MOST, counted, ends
-from experiments.minimiser_oracles import Kind, apart, certificate, kind_of, objective
-from experiments.minimisers import by_formula, judged, random_decays, worst_of
 from experiments.registry import Experiment
+from experiments.shared.minimiser_flows import MOST, counted, ends
+from experiments.shared.minimiser_oracles import Kind, apart, certificate, kind_of
+from experiments.shared.minimisers import by_formula, gram_gap, judged, random_decays, uncertified, value_gap, worst_of
 
 SOURCE = "Z. Zhu et al. 2021 (the simplex); explicit form derived here"
 KINDS = (
@@ -21,13 +21,6 @@ FLOWN = kind_of("entropy", (2, 2, 2), 2, True)
 
 def _m(kind: Kind, decays) -> np.ndarray:
     return np.sqrt(kind.samples / kind.classes * decays[:, 0] * decays[:, 1])
-
-
-def _value(kind: Kind, members: int):
-    """Against descents from random starts, and the objective at the state itself; no descent goes lower."""
-    decays, formula, states, descended = judged(kind, members)
-    at_state = objective(kind, decays)(states)[0]
-    return np.maximum(np.abs(descended.value - formula.value), np.abs(at_state - formula.value))
 
 
 def _explicit(kind: Kind, members: int):
@@ -50,16 +43,6 @@ def _norms(kind: Kind, members: int):
     features = (classes - 1) * root * gap / tilt
     pairs = (descended.prototype_norm**2, prototypes), (descended.feature_norm**2, features)
     return np.max([np.abs(found - printed) / np.maximum(1, printed) for found, printed in pairs], axis=0)
-
-
-def _grams(kind: Kind, members: int):
-    _, formula, _, descended = judged(kind, members)
-    return apart(formula, descended)
-
-
-def _certified(kind: Kind, members: int):
-    decays, _, states, _ = judged(kind, members)
-    return certificate(kind, decays, states)
 
 
 def _biases(kind: Kind, members: int):
@@ -101,7 +84,7 @@ EXPERIMENT = Experiment(
             statement="the minimum that the formula gives: no random start goes lower",
             assumptions=_ASSUMED,
             tolerance=2.2e-15,
-            check=functools.partial(worst_of, _value, kinds=KINDS),
+            check=functools.partial(worst_of, value_gap, kinds=KINDS),
         ),
         _claim(
             name="cross-entropy-minimiser-explicit",
@@ -122,14 +105,14 @@ EXPERIMENT = Experiment(
             statement="its Gram matrices and logits = those that random starts descend to",
             assumptions=_ASSUMED,
             tolerance=6.7e-7,
-            check=functools.partial(worst_of, _grams, kinds=KINDS),
+            check=functools.partial(worst_of, gram_gap, kinds=KINDS),
         ),
         _claim(
             name="cross-entropy-minimiser-certificate",
             statement="it satisfies the conditions of a global minimum of the convex problem in Z = H W^T",
             assumptions=_ASSUMED,
             tolerance=2e-14,
-            check=functools.partial(worst_of, _certified, kinds=KINDS),
+            check=functools.partial(worst_of, uncertified, kinds=KINDS),
         ),
         _claim(
             name="cross-entropy-minimiser-biases",

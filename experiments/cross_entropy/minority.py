@@ -5,10 +5,10 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured
-from experiments.minimiser_figures import draw_minority
-from experiments.minimiser_oracles import cross_entropy, descended, kind_of, unpacked
-from experiments.minority_entropy import Step, bounded_threshold, minority, ridge_threshold, with_bounds, with_decay
 from experiments.registry import Experiment
+from experiments.shared.minimiser_figures import draw_minority
+from experiments.shared.minimiser_oracles import cross_entropy, descended, kind_of, unpacked
+from experiments.shared.minority_entropy import Step, bounded_threshold, minority, ridge_threshold, with_bounds, with_decay
 
 RIDGE = "C. Fang, H. He, Q. Long, W. Su 2021 (minority collapse); sharp threshold: W. Hong, S. Ling; derived here"
 BOUNDS = "C. Fang, H. He, Q. Long, W. Su 2021 (minority collapse); the multiplier form derived here"

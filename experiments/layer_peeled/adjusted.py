@@ -7,11 +7,11 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
-from experiments.dense import clock
-from experiments.instances import TIMES, Size, worst_of
 from experiments.registry import Experiment
-from experiments.spherical import SHAPES, answers, epsilon, gap, iterates, planar, pulls, spherical_draws
-from experiments.spherical_oracles import angle, cosine, dot, length, unit, worst
+from experiments.shared.dense import clock
+from experiments.shared.instances import TIMES, Size, worst_of
+from experiments.shared.spherical import SHAPES, answers, epsilon, gap, iterates, planar, pulls, spherical_draws
+from experiments.shared.spherical_oracles import angle, cosine, dot, length, unit, worst
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Appendix D.3"
 BEHIND = 1.2

@@ -7,9 +7,9 @@ from scipy.linalg import expm
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.dense import clock, coupling, deviation, rate_of, size_of
-from experiments.instances import HORIZON, SIZES, TIMES, Draw, Size, draws, instance, worst_of
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, coupling, deviation, rate_of, size_of
+from experiments.shared.instances import HORIZON, SIZES, TIMES, Draw, Size, draws, instance, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 6"
 STEPS = 60

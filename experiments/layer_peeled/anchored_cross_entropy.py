@@ -10,11 +10,11 @@ from scipy.special import wrightomega
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim
-from experiments.dense import clock, size_of
-from experiments.instances import HORIZON, TIMES, Draw, Size, draws, worst_of
-from experiments.nonlinear import annealed, beside, forces, integrate_all, simplex
-from experiments.oracles import States, column
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, size_of
+from experiments.shared.instances import HORIZON, TIMES, Draw, Size, draws, worst_of
+from experiments.shared.nonlinear import annealed, beside, forces, integrate_all, simplex
+from experiments.shared.oracles import States, column
 
 SOURCE = "the gradient flow of cross-entropy at fixed prototypes of a simplex; derived here"
 FAR = (1e3, 1e6, 1e9, 1e12)

@@ -8,11 +8,11 @@ from scipy.linalg import expm
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim
-from experiments.dense import clock, size_of
-from experiments.instances import HORIZON, SIMULATED, SIZES, TIMES, Draw, Size, draws, worst_of
-from experiments.nonlinear import annealed, forces, residuals, simplex
-from experiments.oracles import States, column
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, size_of
+from experiments.shared.instances import HORIZON, SIMULATED, SIZES, TIMES, Draw, Size, draws, worst_of
+from experiments.shared.nonlinear import annealed, forces, residuals, simplex
+from experiments.shared.oracles import States, column
 
 SOURCE = "the gradient flow of the squared error at fixed prototypes, a linear system; derived here"
 STEPS = 48

@@ -8,12 +8,12 @@ from jaxtyping import Array, Float
 import dynamics as dyn
 from dynamics.losses.base import Loss
 from dynamics.verify import Claim, Measured
-from experiments.dense import clock, size_of
-from experiments.descents import STEPS, descended, proportional_rates
-from experiments.imbalanced import drawn
-from experiments.instances import HORIZON, SIZES, TIMES, Draw, Size, draws, undecayed, worst_of
-from experiments.oracles import balanced_pull, column, labels_of
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, size_of
+from experiments.shared.descents import STEPS, descended, proportional_rates
+from experiments.shared.imbalanced import drawn
+from experiments.shared.instances import HORIZON, SIZES, TIMES, Draw, Size, draws, undecayed, worst_of
+from experiments.shared.oracles import balanced_pull, column, labels_of
 
 SOURCE = (
     "S. Du, W. Hu, J. Lee, Algorithmic Regularization in Learning Deep Homogeneous Models (2018), Theorem 2.2, "

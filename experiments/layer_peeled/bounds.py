@@ -8,8 +8,8 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.instances import Size, draws, worst_of
 from experiments.registry import Experiment
+from experiments.shared.instances import Size, draws, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Appendix A"
 SAMPLES = 16  # a member

@@ -8,9 +8,10 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.dense import clock, deviation, size_of
-from experiments.descents import STEPS, descended, problem_of, random_rates, rates_of
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, size_of
+from experiments.shared.descents import STEPS, descended, problem_of, random_rates, rates_of
+from experiments.shared.instances import (
     SIZES,
     TIMES,
     Draw,
@@ -24,8 +25,7 @@ from experiments.instances import (
     spread,
     worst_of,
 )
-from experiments.oracles import column, dense_motion, descend, mode_exponential, stack
-from experiments.registry import Experiment
+from experiments.shared.oracles import column, dense_motion, descend, mode_exponential, stack
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Lemma 9"
 SIZE = SIZES[0]

@@ -11,9 +11,9 @@ import optax
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
-from experiments.dense import spectrum
-from experiments.instances import Draw, Size, draws, instance
 from experiments.registry import Experiment
+from experiments.shared.dense import spectrum
+from experiments.shared.instances import Draw, Size, draws, instance
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollaries 3 and 5; best gamma derived here"
 PAPER = Size(6, 4, 1)

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured
-from experiments.dense import coupling, size_of
-from experiments.instances import Draw, Size, class_sides, common_part, draws, sigmas, spread, worst_of
 from experiments.registry import Experiment
+from experiments.shared.dense import coupling, size_of
+from experiments.shared.instances import Draw, Size, class_sides, common_part, draws, sigmas, spread, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Lemma 9 and Eq. 8"
 SHAPES = tuple(Size(c, n, p) for c in (2, 3, 4, 5) for n in (1, 2, 3) for p in (1, 2, 3))

@@ -1,7 +1,7 @@
 """Figure 1: no decay, five weights gamma: which direction the state tends to, and how fast."""
 
-from experiments.paper import GAMMA, Setting
-from experiments.paper_figure import Figure, Panel, Row, experiment
+from experiments.shared.paper import GAMMA, Setting
+from experiments.shared.paper_figure import Figure, Panel, Row, experiment
 
 CURVES = {
     r"$\gamma=0$": Setting(gamma=0.0),

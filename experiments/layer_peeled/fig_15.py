@@ -1,7 +1,7 @@
 """Figure 15: anchored random prototypes, six decays: features relax to what the prototypes pull them to."""
 
-from experiments.paper import Setting
-from experiments.paper_figure import Figure, Panel, Row, experiment
+from experiments.shared.paper import Setting
+from experiments.shared.paper_figure import Figure, Panel, Row, experiment
 
 DECAYS = (0.0, 0.001, 0.005, 0.01, 0.05, 0.1)
 CURVES = {rf"$\lambda={decay:g}$": Setting(decay=decay) for decay in DECAYS}

@@ -1,7 +1,7 @@
 """Figure 4: four decays around the threshold: prototype norm, distance to its limit, balance of the two norms."""
 
-from experiments.paper import GAMMA, Setting, threshold
-from experiments.paper_figure import Figure, Panel, Row, experiment
+from experiments.shared.paper import GAMMA, Setting, threshold
+from experiments.shared.paper_figure import Figure, Panel, Row, experiment
 
 CRITICAL = r"$\lambda=\lambda_{\rm crit}$"
 CURVES = {

@@ -1,7 +1,7 @@
 """Figure 5: decay at the threshold, five weights gamma: directions of features and prototypes, and their norms."""
 
-from experiments.paper import GAMMA, Setting, threshold
-from experiments.paper_figure import Figure, Panel, Row, experiment
+from experiments.shared.paper import GAMMA, Setting, threshold
+from experiments.shared.paper_figure import Figure, Panel, Row, experiment
 
 GAMMAS = {
     r"$\gamma=0$": 0.0,

@@ -1,7 +1,7 @@
 """Figure 6: decay at the threshold, five rates: larger steps converge faster, to the same limit."""
 
-from experiments.paper import GAMMA, Setting, threshold
-from experiments.paper_figure import Figure, Panel, Row, experiment
+from experiments.shared.paper import GAMMA, Setting, threshold
+from experiments.shared.paper_figure import Figure, Panel, Row, experiment
 
 RATES = (0.001, 0.01, 0.1, 0.2, 0.5)
 CURVES = {rf"$\eta={rate}$": Setting(decay=threshold(GAMMA), rate=rate) for rate in RATES}

@@ -1,7 +1,7 @@
 """Figure 7: five decays: with equal rates the directions coincide, the norms do not."""
 
-from experiments.paper import GAMMA, Setting, threshold
-from experiments.paper_figure import Figure, Panel, Row, experiment
+from experiments.shared.paper import GAMMA, Setting, threshold
+from experiments.shared.paper_figure import Figure, Panel, Row, experiment
 
 DECAYS = {"10^{-5}": 1e-5, "10^{-4}": 1e-4, "10^{-3}": 1e-3, r"0.005": 5e-3, r"\lambda_{\rm crit}": threshold(GAMMA)}
 CURVES = {rf"$\lambda={label}$": Setting(decay=decay) for label, decay in DECAYS.items()}

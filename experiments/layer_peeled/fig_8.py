@@ -1,7 +1,7 @@
 """Figure 8: decay at the threshold, five ratios of the rates: self-dual limits of different norms."""
 
-from experiments.paper import GAMMA, Setting, threshold
-from experiments.paper_figure import Figure, Panel, Row, experiment
+from experiments.shared.paper import GAMMA, Setting, threshold
+from experiments.shared.paper_figure import Figure, Panel, Row, experiment
 
 RATIOS = (0.01, 0.05, 0.1, 0.5, 1.0)
 CURVES = {rf"$s={ratio:g}$": Setting(decay=threshold(GAMMA), rate=0.5, ratio=ratio) for ratio in RATIOS}

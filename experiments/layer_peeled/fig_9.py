@@ -11,9 +11,9 @@ import numpy as np
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
-from experiments.paper import CLASSES, EVERY, GAMMA, PER_CLASS, STEPS, start
 from experiments.registry import Experiment
-from experiments.spherical_oracles import angle, length
+from experiments.shared.paper import CLASSES, EVERY, GAMMA, PER_CLASS, STEPS, start
+from experiments.shared.spherical_oracles import angle, length
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Figure 9"
 ETAS = (0.1, 0.5, 1.0, 5.0, 10.0)

@@ -8,11 +8,11 @@ import optax
 
 import dynamics as dyn
 from dynamics.verify import Claim, measured_order
-from experiments.dense import clock, deviation, size_of, spectrum, stacked
-from experiments.descents import EIGHTHS, HALVINGS, STEPS, descended, halved, problem_of, random_rates, rates_of
-from experiments.instances import SIZES, Draw, Size, class_sides, common_part, draws, sigmas, spread, worst_of
-from experiments.oracles import balanced_pull, column, descend, moved_by, stack, worst_gap
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, size_of, spectrum, stacked
+from experiments.shared.descents import EIGHTHS, HALVINGS, STEPS, descended, halved, problem_of, random_rates, rates_of
+from experiments.shared.instances import SIZES, Draw, Size, class_sides, common_part, draws, sigmas, spread, worst_of
+from experiments.shared.oracles import balanced_pull, column, descend, moved_by, stack, worst_gap
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorems 2 and 4, in discrete time"
 END = 2.5

@@ -5,9 +5,10 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.dense import size_of
-from experiments.descents import STEPS, descended
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import size_of
+from experiments.shared.descents import STEPS, descended
+from experiments.shared.instances import (
     SIZES,
     Draw,
     Size,
@@ -20,8 +21,7 @@ from experiments.instances import (
     undecayed,
     worst_of,
 )
-from experiments.oracles import generator, pull_matrix
-from experiments.registry import Experiment
+from experiments.shared.oracles import generator, pull_matrix
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 3, in discrete time"
 SIZE = SIZES[2]

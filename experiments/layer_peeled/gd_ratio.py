@@ -5,11 +5,11 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.dense import deviation, size_of, spectrum, stacked
-from experiments.descents import STEPS, descended, proportional_rates
-from experiments.instances import SIZES, Size, class_sides, common_part, draws, sigmas, undecayed, worst_of
-from experiments.oracles import column, mode_exponents, stack
 from experiments.registry import Experiment
+from experiments.shared.dense import deviation, size_of, spectrum, stacked
+from experiments.shared.descents import STEPS, descended, proportional_rates
+from experiments.shared.instances import SIZES, Size, class_sides, common_part, draws, sigmas, undecayed, worst_of
+from experiments.shared.oracles import column, mode_exponents, stack
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorems 2 and 4, in discrete time"
 SIZE = SIZES[2]

@@ -7,11 +7,12 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
-from experiments.dense import clock, deviation, size_of, stacked
-from experiments.descents import STEPS, random_rates, rates_of
-from experiments.imbalanced import ClassSizes, drawn, moved, problem_of, pull_of
-from experiments.instances import TIMES, Draw
-from experiments.oracles import (
+from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, size_of, stacked
+from experiments.shared.descents import STEPS, random_rates, rates_of
+from experiments.shared.imbalanced import ClassSizes, drawn, moved, problem_of, pull_of
+from experiments.shared.instances import TIMES, Draw
+from experiments.shared.oracles import (
     column,
     dense_motion,
     descend,
@@ -22,7 +23,6 @@ from experiments.oracles import (
     sides_of,
     stack,
 )
-from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, for any class sizes"
 SIZES = ((1, 2, 4), (3, 3, 1, 1), (2, 2, 5))

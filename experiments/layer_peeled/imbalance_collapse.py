@@ -5,11 +5,11 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured
-from experiments.dense import clock, deviation, size_of, stacked
-from experiments.imbalanced import drawn, moved, pull_of
-from experiments.instances import TIMES, Draw
-from experiments.oracles import column, dense_motion, mode_exponential, moved_by, sides_of
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, size_of, stacked
+from experiments.shared.imbalanced import drawn, moved, pull_of
+from experiments.shared.instances import TIMES, Draw
+from experiments.shared.oracles import column, dense_motion, mode_exponential, moved_by, sides_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollaries 3 and 5, for two class sizes"
 SIZES = (3, 3, 1, 1)

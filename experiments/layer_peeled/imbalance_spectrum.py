@@ -5,9 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured
-from experiments.imbalanced import weights_of
-from experiments.oracles import generator, labels_of, mode_exponents, pull_matrix
 from experiments.registry import Experiment
+from experiments.shared.imbalanced import weights_of
+from experiments.shared.oracles import generator, labels_of, mode_exponents, pull_matrix
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Lemma 9, for any class sizes"
 

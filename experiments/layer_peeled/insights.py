@@ -8,8 +8,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
-from experiments.dense import size_of, spectrum, stacked
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import size_of, spectrum, stacked
+from experiments.shared.instances import (
     SIZES,
     Draw,
     Size,
@@ -22,7 +23,6 @@ from experiments.instances import (
     undecayed,
     worst_of,
 )
-from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Appendix D"
 SCALES = np.geomspace(0.1, 1e6, 13)  # of the prototypes at the start

@@ -9,11 +9,11 @@ import numpy as np
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim
-from experiments.dense import clock, size_of
-from experiments.instances import HORIZON, TIMES, Draw, Size, draws, worst_of
-from experiments.nonlinear import annealed, beside, forces, integrate_all, simplex
-from experiments.oracles import States, column, dense_motion, pull_matrix, stack
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, size_of
+from experiments.shared.instances import HORIZON, TIMES, Draw, Size, draws, worst_of
+from experiments.shared.nonlinear import annealed, beside, forces, integrate_all, simplex
+from experiments.shared.oracles import States, column, dense_motion, pull_matrix, stack
 
 SOURCE = "the gradient flow of cross-entropy from a symmetric start; derived here"
 FAR = (1e3, 1e6, 1e9, 1e12)

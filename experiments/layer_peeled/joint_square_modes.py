@@ -5,11 +5,11 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.dense import clock
-from experiments.instances import SIZES, TIMES, Size, draws, worst_of
-from experiments.nonlinear import annealed, forces, integrate_all
-from experiments.oracles import States, column
 from experiments.registry import Experiment
+from experiments.shared.dense import clock
+from experiments.shared.instances import SIZES, TIMES, Size, draws, worst_of
+from experiments.shared.nonlinear import annealed, forces, integrate_all
+from experiments.shared.oracles import States, column
 
 
 def _logistic(size: Size, members: int):

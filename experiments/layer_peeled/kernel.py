@@ -6,9 +6,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.dense import clock, deviation, product, size_of, stacked, under_kernel
-from experiments.instances import TIMES, Kernels, Size, class_sides, draws, instance, kernels, spread, worst_of
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, product, size_of, stacked, under_kernel
+from experiments.shared.instances import TIMES, Kernels, Size, class_sides, draws, instance, kernels, spread, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 8, corrected and extended"
 LAST = len(TIMES) - 1

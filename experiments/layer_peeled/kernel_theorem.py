@@ -7,9 +7,9 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
 from dynamics.verify import Claim
-from experiments.dense import clock, coupling, deviation, product, stacked, under_kernel
-from experiments.instances import TIMES, Draw, Kernels, Size, draws, kernels, undecayed, worst_of
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, coupling, deviation, product, stacked, under_kernel
+from experiments.shared.instances import TIMES, Draw, Kernels, Size, draws, kernels, undecayed, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 8, corrected and extended"
 

@@ -8,7 +8,8 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
-from experiments.couplings import (
+from experiments.registry import Experiment
+from experiments.shared.couplings import (
     CLOCKS,
     SIZES,
     dense_states,
@@ -20,10 +21,9 @@ from experiments.couplings import (
     spectrum_residuals,
     worst_found,
 )
-from experiments.dense import deviation, size_of
-from experiments.imbalanced import drawn
-from experiments.oracles import stack
-from experiments.registry import Experiment
+from experiments.shared.dense import deviation, size_of
+from experiments.shared.imbalanced import drawn
+from experiments.shared.oracles import stack
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, for any linear loss"
 KINDS = ((SIZES, False), ((3, 1), True))  # class sizes, and whether the coupling is by sample

@@ -9,7 +9,8 @@ import numpy as np
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
-from experiments.couplings import (
+from experiments.registry import Experiment
+from experiments.shared.couplings import (
     SIZES,
     dense_states,
     flow_program,
@@ -21,10 +22,9 @@ from experiments.couplings import (
     unhinged_matrix,
     worst_found,
 )
-from experiments.dense import deviation
-from experiments.imbalanced import drawn
-from experiments.oracles import labels_of, stack
-from experiments.registry import Experiment
+from experiments.shared.dense import deviation
+from experiments.shared.imbalanced import drawn
+from experiments.shared.oracles import labels_of, stack
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, for any linear loss"
 DRAWS = 4000

@@ -8,10 +8,10 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
-from experiments.dense import deviation, size_of, spectrum, stacked
-from experiments.instances import SIZES, Draw, Size, class_sides, common_part, draws, sigmas, spread, worst_of
-from experiments.oracles import column, labels_of, moved_by, precise_motion, sides_of, stack
 from experiments.registry import Experiment
+from experiments.shared.dense import deviation, size_of, spectrum, stacked
+from experiments.shared.instances import SIZES, Draw, Size, class_sides, common_part, draws, sigmas, spread, worst_of
+from experiments.shared.oracles import column, labels_of, moved_by, precise_motion, sides_of, stack
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4 and Corollary 5, in log space"
 SIZE = {"balanced": SIZES[2], "grouped": Size(4, 2, 3)}

@@ -10,11 +10,11 @@ import numpy as np
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
-from experiments.dense import clock, deviation, stacked
-from experiments.imbalanced import drawn, moved, pull_of, weights_of
-from experiments.instances import TIMES
-from experiments.oracles import column, dense_motion, labels_of, mode_exponential, moved_by, pull_matrix, sides_of
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, stacked
+from experiments.shared.imbalanced import drawn, moved, pull_of, weights_of
+from experiments.shared.instances import TIMES
+from experiments.shared.oracles import column, dense_motion, labels_of, mode_exponential, moved_by, pull_matrix, sides_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, for long-tailed class sizes"
 LATE = (2, 5)  # indices into TIMES

@@ -8,9 +8,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.dense import coupling, deviation, size_of
-from experiments.instances import Size, draws, instance, sigmas, worst_of
 from experiments.registry import Experiment
+from experiments.shared.dense import coupling, deviation, size_of
+from experiments.shared.instances import Size, draws, instance, sigmas, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Section 3"
 

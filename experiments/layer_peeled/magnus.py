@@ -5,11 +5,11 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured, measured_order
-from experiments.dense import deviation
-from experiments.instances import SIZES, Draw, draws, sigmas
-from experiments.oracles import column
-from experiments.pairs import Pair, pairs
 from experiments.registry import Experiment
+from experiments.shared.dense import deviation
+from experiments.shared.instances import SIZES, Draw, draws, sigmas
+from experiments.shared.oracles import column
+from experiments.shared.pairs import Pair, pairs
 
 SOURCE = (
     "S. Blanes, F. Casas, J. A. Oteo, J. Ros, The Magnus expansion and some of its applications (2009), Section 5, for "

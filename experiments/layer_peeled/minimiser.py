@@ -6,9 +6,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.dense import size_of
-from experiments.instances import SIZES, Draw, Size, draws, worst_of
 from experiments.registry import Experiment
+from experiments.shared.dense import size_of
+from experiments.shared.instances import SIZES, Draw, Size, draws, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Lemma 1, corrected"
 FOUR = (Size(4, 1, 3),)

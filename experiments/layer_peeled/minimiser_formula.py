@@ -6,9 +6,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.instances import Size, draws, worst_of
-from experiments.oracles import labels_of, pull_matrix
 from experiments.registry import Experiment
+from experiments.shared.instances import Size, draws, worst_of
+from experiments.shared.oracles import labels_of, pull_matrix
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Lemma 1, corrected"
 SIZES = (Size(3, 2, 3), Size(2, 3, 2), Size(4, 1, 4), Size(5, 1, 3))

@@ -9,11 +9,11 @@ import numpy as np
 import dynamics as dyn
 from dynamics.losses.base import SymmetricCoupling
 from dynamics.verify import Claim, Measured
-from experiments.dense import deviation, size_of, stacked
-from experiments.instances import SIZES, Draw, class_sides, draws, sigmas, spread, worst_of
-from experiments.oracles import balanced_pull, column, dense_motion, generator, integrate, stack
-from experiments.pairs import END, Pair, pairs
 from experiments.registry import Experiment
+from experiments.shared.dense import deviation, size_of, stacked
+from experiments.shared.instances import SIZES, Draw, class_sides, draws, sigmas, spread, worst_of
+from experiments.shared.oracles import balanced_pull, column, dense_motion, generator, integrate, stack
+from experiments.shared.pairs import END, Pair, pairs
 
 SOURCE = (
     "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, for rates that are not proportional; "

@@ -12,7 +12,7 @@ import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.steps import CLASSES, DIM, coupling_of, problem_of, rates_of, sigmas_of, sizes_of, state_of
+from experiments.shared.steps import CLASSES, DIM, coupling_of, problem_of, rates_of, sigmas_of, sizes_of, state_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 5, for two class sizes"
 CELLS, STARTS, STEPS, EVERY, RATE, RATIO = 112, 4, 160, 8, 0.6, 0.5

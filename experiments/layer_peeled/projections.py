@@ -6,9 +6,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.dense import coupling, deviation, size_of, stacked
-from experiments.instances import SIZES, Size, class_sides, common_part, draws, spread, worst_of
 from experiments.registry import Experiment
+from experiments.shared.dense import coupling, deviation, size_of, stacked
+from experiments.shared.instances import SIZES, Size, class_sides, common_part, draws, spread, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Lemmas 13-17"
 ONE_SAMPLE = Size(4, 1, 3)

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.dense import clock, deviation, size_of, stacked
-from experiments.instances import HORIZON, SIMULATED, TIMES, Size, by_formula, draws, limits, sigmas, simulated, worst_of
 from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, size_of, stacked
+from experiments.shared.instances import HORIZON, SIMULATED, TIMES, Size, by_formula, draws, limits, sigmas, simulated, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, corrected"
 

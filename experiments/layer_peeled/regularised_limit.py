@@ -5,8 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.dense import clock, deviation, rate_of, size_of, spectrum, stacked, times_at
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, rate_of, size_of, spectrum, stacked, times_at
+from experiments.shared.instances import (
     SIZES,
     Draw,
     Size,
@@ -20,7 +21,6 @@ from experiments.instances import (
     spread,
     worst_of,
 )
-from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 5, with unequal decays"
 POINTS = 24  # times of one run by formula

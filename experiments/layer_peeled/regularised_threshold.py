@@ -5,8 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.dense import clock, deviation, size_of, spectrum, stacked, times_at
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, size_of, spectrum, stacked, times_at
+from experiments.shared.instances import (
     Draw,
     Size,
     admissible,
@@ -19,7 +20,6 @@ from experiments.instances import (
     spread,
     worst_of,
 )
-from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 5, with unequal decays"
 POINTS = 24  # times of one run by formula

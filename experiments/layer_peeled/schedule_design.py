@@ -11,9 +11,9 @@ import optax
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
-from experiments.instances import Draw, Size, draws
 from experiments.registry import Experiment
-from experiments.slopes import (
+from experiments.shared.instances import Draw, Size, draws
+from experiments.shared.slopes import (
     PIECES,
     SIMULATED,
     Numbers,

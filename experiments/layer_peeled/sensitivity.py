@@ -7,10 +7,10 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
-from experiments.dense import Spectrum, spectrum
-from experiments.instances import SIZES, Draw, Size, admissible, draws, instance, sigmas, undecayed, worst_of
 from experiments.registry import Experiment
-from experiments.slopes import SIMULATED, along, complex_slopes, dense_flow, gradients, looped_descent
+from experiments.shared.dense import Spectrum, spectrum
+from experiments.shared.instances import SIZES, Draw, Size, admissible, draws, instance, sigmas, undecayed, worst_of
+from experiments.shared.slopes import SIMULATED, along, complex_slopes, dense_flow, gradients, looped_descent
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollaries 3 and 5; derivatives derived here"
 TWO_SIZES = SIZES[1:]

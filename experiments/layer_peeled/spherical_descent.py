@@ -5,10 +5,10 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.instances import Size, worst_of
 from experiments.registry import Experiment
-from experiments.spherical import SHAPES, SOURCE, answers, gap, iterates, pulls, spherical_draws
-from experiments.spherical_oracles import angle
+from experiments.shared.instances import Size, worst_of
+from experiments.shared.spherical import SHAPES, SOURCE, answers, gap, iterates, pulls, spherical_draws
+from experiments.shared.spherical_oracles import angle
 
 
 def _distance_from_opposite(draw, size: Size) -> np.ndarray:

@@ -7,12 +7,12 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
-from experiments.dense import clock
-from experiments.instances import TIMES, Size, worst_of
 from experiments.registry import Experiment
-from experiments.spherical import SHAPES, answers, cosine_rate, gap, planar, pulls, spherical_draws
-from experiments.spherical_fan import draw_fan
-from experiments.spherical_oracles import cosine, descend, half_angle, integrate, length, pairs, unit, worst
+from experiments.shared.dense import clock
+from experiments.shared.instances import TIMES, Size, worst_of
+from experiments.shared.spherical import SHAPES, answers, cosine_rate, gap, planar, pulls, spherical_draws
+from experiments.shared.spherical_fan import draw_fan
+from experiments.shared.spherical_oracles import cosine, descend, half_angle, integrate, length, pairs, unit, worst
 
 SOURCE = "derived here; On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 7 for the iterates"
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.spherical import SOURCE
-from experiments.spherical_oracles import angle, cosine, descend, length, pairs, unit, worst
+from experiments.shared.spherical import SOURCE
+from experiments.shared.spherical_oracles import angle, cosine, descend, length, pairs, unit, worst
 
 STEPS = 60
 

@@ -5,10 +5,10 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured
-from experiments.instances import Size, worst_of
 from experiments.registry import Experiment
-from experiments.spherical import SHAPES, SOURCE, answers, pulls, spherical_draws
-from experiments.spherical_oracles import angle, cosine, descend, length, pairs, planar_pairs, unit, worst
+from experiments.shared.instances import Size, worst_of
+from experiments.shared.spherical import SHAPES, SOURCE, answers, pulls, spherical_draws
+from experiments.shared.spherical_oracles import angle, cosine, descend, length, pairs, planar_pairs, unit, worst
 
 
 def _contraction(members: int, rescaled: bool) -> Measured:

@@ -9,10 +9,10 @@ import numpy as np
 import dynamics as dyn
 from dynamics.state import norm
 from dynamics.verify import Claim
-from experiments.descents import problem_of
-from experiments.instances import SIZES, Draw, Size, draws, sigmas, worst_of
-from experiments.oracles import balanced_pull, generator, mode_exponents
 from experiments.registry import Experiment
+from experiments.shared.descents import problem_of
+from experiments.shared.instances import SIZES, Draw, Size, draws, sigmas, worst_of
+from experiments.shared.oracles import balanced_pull, generator, mode_exponents
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 4, in discrete time"
 SIZE = SIZES[0]

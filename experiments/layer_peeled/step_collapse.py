@@ -10,11 +10,11 @@ import numpy as np
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
-from experiments.dense import deviation, size_of, stacked
-from experiments.imbalanced import drawn, pull_of
-from experiments.oracles import column, dense_motion, mode_exponential, moved_by, sides_of
 from experiments.registry import Experiment
-from experiments.steps import CLASSES, DIM, GAMMA, coupling_of, problem_of, rates_of, sigmas_of, sizes_of, state_of
+from experiments.shared.dense import deviation, size_of, stacked
+from experiments.shared.imbalanced import drawn, pull_of
+from experiments.shared.oracles import column, dense_motion, mode_exponential, moved_by, sides_of
+from experiments.shared.steps import CLASSES, DIM, GAMMA, coupling_of, problem_of, rates_of, sigmas_of, sizes_of, state_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 3, for two class sizes"
 WHOLE = (3, 3, 1, 1)

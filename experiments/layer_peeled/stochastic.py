@@ -10,10 +10,10 @@ import numpy as np
 import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured, measured_order
-from experiments.dense import deviation, size_of, stacked
-from experiments.instances import Draw, Size, draws, instance, worst_of
-from experiments.oracles import balanced_pull
 from experiments.registry import Experiment
+from experiments.shared.dense import deviation, size_of, stacked
+from experiments.shared.instances import Draw, Size, draws, instance, worst_of
+from experiments.shared.oracles import balanced_pull
 
 SOURCE = "linear recursion of the moments of sampled sums (derived here), for the model of JMLR 24 (2023), Theorem 2"
 STEPS, RUNS = 3, 10_000

@@ -6,8 +6,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.dense import clock, coupling, dense, deviation, stacked
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import clock, coupling, dense, deviation, stacked
+from experiments.shared.instances import (
     SIMULATED,
     SIZES,
     TIMES,
@@ -23,7 +24,6 @@ from experiments.instances import (
     undecayed,
     worst_of,
 )
-from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 2"
 LATE = (2, 5)  # indices into TIMES

@@ -5,8 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured
-from experiments.dense import clock, deviation, size_of, spectrum, stacked, times_at
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, size_of, spectrum, stacked, times_at
+from experiments.shared.instances import (
     SIZES,
     Draw,
     Size,
@@ -20,7 +21,6 @@ from experiments.instances import (
     undecayed,
     worst_of,
 )
-from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 3"
 SHAPES = tuple(Size(c, n, 2) for c in (2, 3, 4, 7) for n in (1, 2, 3))

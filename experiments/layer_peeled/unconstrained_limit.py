@@ -6,8 +6,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Claim
-from experiments.dense import clock, deviation, rate_of, size_of, spectrum, stacked, times_at
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, rate_of, size_of, spectrum, stacked, times_at
+from experiments.shared.instances import (
     Draw,
     Size,
     admissible,
@@ -22,7 +23,6 @@ from experiments.instances import (
     undecayed,
     worst_of,
 )
-from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Corollary 3"
 POINTS = 24  # times of one run by formula

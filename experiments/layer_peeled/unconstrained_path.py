@@ -5,8 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.dense import clock, deviation, size_of, stacked
-from experiments.instances import (
+from experiments.registry import Experiment
+from experiments.shared.dense import clock, deviation, size_of, stacked
+from experiments.shared.instances import (
     SIMULATED,
     TIMES,
     Size,
@@ -18,7 +19,6 @@ from experiments.instances import (
     undecayed,
     worst_of,
 )
-from experiments.registry import Experiment
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 2"
 

@@ -8,7 +8,7 @@ import numpy as np
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.squares import MOST, SHAPES, Starts, clocks, integrated, member, pull, transposed
+from experiments.shared.squares import MOST, SHAPES, Starts, clocks, integrated, member, pull, transposed
 
 SOURCE = "S. Du, W. Hu, J. Lee (2018); S. Arora, N. Cohen, E. Hazan (2018); with unequal rates and decay derived here"
 SHAPE = SHAPES[2]

@@ -5,10 +5,10 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.minimiser_flows import MOST, counted, ends
-from experiments.minimiser_oracles import Kind, apart, certificate, hessians, kind_of, objective, unpacked
-from experiments.minimisers import by_formula, judged, random_decays, worst_of
 from experiments.registry import Experiment
+from experiments.shared.minimiser_flows import MOST, counted, ends
+from experiments.shared.minimiser_oracles import Kind, apart, hessians, kind_of, objective, unpacked
+from experiments.shared.minimisers import by_formula, gram_gap, random_decays, uncertified, value_gap, worst_of
 
 SOURCE = "derived here, from the minimum of squared error in the product of both layers"
 KINDS = (
@@ -18,22 +18,6 @@ KINDS = (
 )
 WIDE = (KINDS[0], KINDS[2])
 """One dimension more than the simplex takes: what the mean of all classes can grow into."""
-
-
-def _value(kind: Kind, members: int):
-    decays, formula, states, descended = judged(kind, members)
-    at_state = objective(kind, decays)(states)[0]
-    return np.maximum(np.abs(descended.value - formula.value), np.abs(at_state - formula.value))
-
-
-def _grams(kind: Kind, members: int):
-    _, formula, _, descended = judged(kind, members)
-    return apart(formula, descended)
-
-
-def _certified(kind: Kind, members: int):
-    decays, _, states, _ = judged(kind, members)
-    return certificate(kind, decays, states)
 
 
 def _critical(kind: Kind, decays):
@@ -125,21 +109,21 @@ EXPERIMENT = Experiment(
             "b = (sqrt n - z_mean)/((1+r) sqrt(K N))",
             assumptions=_ASSUMED,
             tolerance=1.1e-15,
-            check=functools.partial(worst_of, _value, kinds=KINDS),
+            check=functools.partial(worst_of, value_gap, kinds=KINDS),
         ),
         _claim(
             name="bias-transition-grams",
             statement="its Gram matrices, logits and biases = those that random starts descend to",
             assumptions=_ASSUMED,
             tolerance=6.7e-7,
-            check=functools.partial(worst_of, _grams, kinds=KINDS),
+            check=functools.partial(worst_of, gram_gap, kinds=KINDS),
         ),
         _claim(
             name="bias-transition-certificate",
             statement="it satisfies the conditions of a global minimum of the convex problem in Z and b",
             assumptions=_ASSUMED,
             tolerance=2e-14,
-            check=functools.partial(worst_of, _certified, kinds=KINDS),
+            check=functools.partial(worst_of, uncertified, kinds=KINDS),
         ),
         _claim(
             name="bias-transition-threshold",

@@ -10,7 +10,8 @@ import numpy as np
 from dynamics import plotting
 from dynamics.exact import square_modes
 from dynamics.verify import Claim, Measured
-from experiments.central_features import (
+from experiments.registry import Experiment
+from experiments.shared.central_features import (
     TIMES,
     class_means,
     covariance,
@@ -21,9 +22,8 @@ from experiments.central_features import (
     targets_of,
     unit_start,
 )
-from experiments.instances import Size, worst_of
-from experiments.registry import Experiment
-from experiments.square_modes import integrate, norm_of, orthogonal, worst
+from experiments.shared.instances import Size, worst_of
+from experiments.shared.square_modes import integrate, norm_of, orthogonal, worst
 
 SOURCE = "X. Y. Han, V. Papyan, D. Donoho (2022); constants and closed form of the loss: derived here"
 SIZES = (Size(3, 3, 3), Size(2, 3, 2), Size(4, 2, 2))

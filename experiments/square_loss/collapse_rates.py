@@ -8,10 +8,10 @@ import numpy as np
 
 from dynamics import plotting
 from dynamics.verify import Claim
-from experiments.instances import Size, worst_of
 from experiments.registry import Experiment
-from experiments.square_collapse import AT, SIZES, balanced_start, collapsed
-from experiments.square_modes import integrate, norm_of, one_hot, velocity_of
+from experiments.shared.instances import Size, worst_of
+from experiments.shared.square_collapse import AT, SIZES, balanced_start, collapsed
+from experiments.shared.square_modes import integrate, norm_of, one_hot, velocity_of
 
 DERIVED = "derived here"
 

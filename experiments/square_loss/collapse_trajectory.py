@@ -12,7 +12,7 @@ import dynamics as dyn
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.squares import Shape, Starts, deviation, exact, gram, integrated, pull, rows_of
+from experiments.shared.squares import Shape, Starts, deviation, exact, gram, integrated, pull, rows_of
 
 SOURCE = "V. Papyan, X. Y. Han, D. Donoho (2020), on the exact flow; the numbers: derived here"
 SHAPE = Shape((5, 5, 5, 5), 6, True)

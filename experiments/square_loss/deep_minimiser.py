@@ -5,9 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured
-from experiments.minimiser_oracles import hessians
-from experiments.quasi_newton import bfgs
 from experiments.registry import Experiment
+from experiments.shared.minimiser_oracles import hessians
+from experiments.shared.quasi_newton import bfgs
 
 SOURCE = "Schatten-2/L form of decay: F. Shang et al. 2016; the threshold of the jump derived here"
 DEPTHS = (2, 3, 4, 5)

@@ -9,9 +9,9 @@ import numpy as np
 from dynamics import plotting
 from dynamics.exact import deep_modes
 from dynamics.verify import Claim, Measured
-from experiments.instances import Leaf
 from experiments.registry import Experiment
-from experiments.square_modes import integrate, norm_of, orthogonal, worst
+from experiments.shared.instances import Leaf
+from experiments.shared.square_modes import integrate, norm_of, orthogonal, worst
 
 SOURCE = "A. Saxe, J. McClelland, S. Ganguli (2014); the clock in this form and its limit of infinite depth: derived here"
 WIDTH = 3

@@ -6,7 +6,7 @@ import numpy as np
 
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.squares import MOST, SHAPES, Shape, clocks, deviation, exact, gram, rows_of, starts
+from experiments.shared.squares import MOST, SHAPES, Shape, clocks, deviation, exact, gram, rows_of, starts
 
 SOURCE = "derived here; delta = 0: S. Arora, N. Cohen, E. Hazan (2018)"
 LATE = np.array([0.0, 1.0, 10.0, 35.0, 100.0, 500.0])

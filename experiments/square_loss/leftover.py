@@ -6,10 +6,10 @@ import numpy as np
 
 from dynamics.exact import square_modes
 from dynamics.verify import Claim
-from experiments.instances import Size, worst_of
 from experiments.registry import Experiment
-from experiments.square_collapse import SIZES, balanced_start, collapsed
-from experiments.square_modes import norm_of
+from experiments.shared.instances import Size, worst_of
+from experiments.shared.square_collapse import SIZES, balanced_start, collapsed
+from experiments.shared.square_modes import norm_of
 
 BEGIN = 7
 """Index of the time from which only the mode left over moves: the others are e^-18 in W H."""

@@ -5,32 +5,15 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.minimiser_figures import draw_survival
-from experiments.minimiser_flows import MOST, counted, ends
-from experiments.minimiser_oracles import Kind, apart, certificate, kind_of, objective, unpacked
-from experiments.minimisers import judged, worst_of
 from experiments.registry import Experiment
+from experiments.shared.minimiser_figures import draw_survival
+from experiments.shared.minimiser_flows import MOST, counted, ends
+from experiments.shared.minimiser_oracles import Kind, apart, kind_of, unpacked
+from experiments.shared.minimisers import gram_gap, judged, uncertified, value_gap, worst_of
 
 SOURCE = "N. Srebro, J. Rennie, T. Jaakkola 2005; Z. Zhu et al. 2021; explicit form derived here"
 KINDS = (kind_of("squared", (2, 2, 2), 4), kind_of("squared", (3, 3), 2), kind_of("squared", (2,) * 5, 5))
 UNEQUAL = kind_of("squared", (3, 2, 1), 3)
-
-
-def _value(kind: Kind, members: int):
-    """Against descents from random starts, and the objective at the state itself; no descent goes lower."""
-    decays, formula, states, descended = judged(kind, members)
-    at_state = objective(kind, decays)(states)[0]
-    return np.maximum(np.abs(descended.value - formula.value), np.abs(at_state - formula.value))
-
-
-def _grams(kind: Kind, members: int):
-    _, formula, _, descended = judged(kind, members)
-    return apart(formula, descended)
-
-
-def _certified(kind: Kind, members: int):
-    decays, _, states, _ = judged(kind, members)
-    return certificate(kind, decays, states)
 
 
 def _printed(kind: Kind, members: int):
@@ -75,21 +58,21 @@ EXPERIMENT = Experiment(
             statement="the minimum has singular values (sqrt(n) - mu/kappa)_+: no random start goes lower",
             assumptions=_ASSUMED,
             tolerance=1.1e-15,
-            check=functools.partial(worst_of, _value, kinds=KINDS),
+            check=functools.partial(worst_of, value_gap, kinds=KINDS),
         ),
         _claim(
             name="square-minimiser-grams",
             statement="W W^T, H H^T and logits of the minimum = those that random starts descend to",
             assumptions=_ASSUMED,
             tolerance=6.7e-7,
-            check=functools.partial(worst_of, _grams, kinds=KINDS),
+            check=functools.partial(worst_of, gram_gap, kinds=KINDS),
         ),
         _claim(
             name="square-minimiser-certificate",
             statement="it satisfies the conditions of a global minimum of the convex problem in Z = H W^T",
             assumptions=_ASSUMED,
             tolerance=2e-14,
-            check=functools.partial(worst_of, _certified, kinds=KINDS),
+            check=functools.partial(worst_of, uncertified, kinds=KINDS),
         ),
         _claim(
             name="square-minimiser-norms",

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim, Measured
-from experiments.minimiser_oracles import Kind, apart, certificate, descended, kind_of, measured, objective, unpacked
-from experiments.minimisers import by_formula, judged, random_decays, worst_of
 from experiments.registry import Experiment
+from experiments.shared.minimiser_oracles import Kind, apart, certificate, descended, kind_of, measured, objective, unpacked
+from experiments.shared.minimisers import by_formula, judged, random_decays, worst_of
 
 SOURCE = "the minimum of squared error in the product of both layers; this phrasing derived here"
 KINDS = (

@@ -9,10 +9,10 @@ import numpy as np
 from dynamics import plotting
 from dynamics.exact import square_modes
 from dynamics.verify import Claim
-from experiments.instances import SIZES, Size, worst_of
-from experiments.oracles import column
 from experiments.registry import Experiment
-from experiments.square_modes import integrate, norm_of, one_hot, orthogonal, terms, velocity_with_bias
+from experiments.shared.instances import SIZES, Size, worst_of
+from experiments.shared.oracles import column
+from experiments.shared.square_modes import integrate, norm_of, one_hot, orthogonal, terms, velocity_with_bias
 
 SOURCE = "D. Mixon, H. Parshall, J. Pi (2020), any kappa and rates"
 FRACTIONS = np.array([0.1, 0.25, 0.5, 1.0])

@@ -10,9 +10,9 @@ import dynamics as dyn
 from dynamics import plotting
 from dynamics.exact import square_modes
 from dynamics.verify import Claim, Measured
-from experiments.instances import Size, worst_of
 from experiments.registry import Experiment
-from experiments.square_modes import Aligned, aligned, integrate, norm_of, velocity_of, worst
+from experiments.shared.instances import Size, worst_of
+from experiments.shared.square_modes import Aligned, aligned, integrate, norm_of, velocity_of, worst
 
 FRACTIONS = np.array([0.05, 0.2, 0.5, 1.0])
 SAXE = "A. Saxe, J. McClelland, S. Ganguli (2014), with decay: derived here"

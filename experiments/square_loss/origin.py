@@ -5,9 +5,9 @@ import functools
 import numpy as np
 
 from dynamics.verify import Claim
-from experiments.minimiser_oracles import Kind, hessians, kind_of, objective
-from experiments.minimisers import random_decays, worst_of
 from experiments.registry import Experiment
+from experiments.shared.minimiser_oracles import Kind, hessians, kind_of, objective
+from experiments.shared.minimisers import random_decays, worst_of
 
 SOURCE = "linearisation of unconstrained features at the origin, derived here"
 SQUARED = (kind_of("squared", (2, 2, 2), 2), kind_of("squared", (3, 3), 1))

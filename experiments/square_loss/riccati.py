@@ -8,7 +8,7 @@ import numpy as np
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.squares import (
+from experiments.shared.squares import (
     CLOCKS,
     MOST,
     SHAPES,
@@ -25,7 +25,7 @@ from experiments.squares import (
     rows_of,
     starts,
 )
-from experiments.squares_long import gram_at
+from experiments.shared.squares_long import gram_at
 
 LONG = np.array([1.0, 10.0, 35.0, 100.0, 300.0, 1000.0])
 

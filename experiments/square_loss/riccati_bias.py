@@ -6,7 +6,7 @@ import numpy as np
 
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.squares import (
+from experiments.shared.squares import (
     MOST,
     SHAPES,
     SLAVED,

@@ -8,7 +8,7 @@ import numpy as np
 import dynamics as dyn
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.squares import SHAPES, clocks, flowed, integrated, member, pull, rows_of, starts, transposed
+from experiments.shared.squares import SHAPES, clocks, flowed, integrated, member, pull, rows_of, starts, transposed
 
 SOURCE = "derived here"
 SHAPE = SHAPES[1]

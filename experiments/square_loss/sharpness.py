@@ -10,10 +10,10 @@ import dynamics as dyn
 from dynamics import plotting
 from dynamics.exact import square_modes
 from dynamics.verify import Claim, Measured
-from experiments.instances import SIZES, Size, worst_of
-from experiments.oracles import column
 from experiments.registry import Experiment
-from experiments.square_modes import Terms, norm_of, one_hot, orthogonal, terms, worst
+from experiments.shared.instances import SIZES, Size, worst_of
+from experiments.shared.oracles import column
+from experiments.shared.square_modes import Terms, norm_of, one_hot, orthogonal, terms, worst
 
 FITTED = (Size(3, 2, 4), Size(2, 3, 2), Size(3, 2, 3))
 """With dim >= classes: there are points that fit all targets."""

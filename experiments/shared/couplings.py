@@ -7,9 +7,9 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Measured
-from experiments.dense import size_of, stacked
-from experiments.imbalanced import drawn
-from experiments.oracles import column, dense_motion, labels_of
+from experiments.shared.dense import size_of, stacked
+from experiments.shared.imbalanced import drawn
+from experiments.shared.oracles import column, dense_motion, labels_of
 
 SIZES = (2, 2, 5)
 CLOCKS = np.array([1.0, 3.0])  # of the weights, in units of one over the coupling's largest singular value

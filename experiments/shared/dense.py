@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import expm
 
-from experiments.instances import HORIZON, Draw, Kernels, Size
+from experiments.shared.instances import HORIZON, Draw, Kernels, Size
 
 
 def stacked(features, prototypes) -> np.ndarray:

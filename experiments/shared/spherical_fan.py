@@ -10,7 +10,7 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics import plotting
-from experiments.spherical import planar
+from experiments.shared.spherical import planar
 
 ANGLES = np.pi * np.array([0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.975, 0.995, 0.9995])
 TS = np.linspace(0, 8, 161)

@@ -8,8 +8,8 @@ import numpy as np
 
 from dynamics import plotting
 from dynamics.verify import Claim, Measured
-from experiments.paper import SOURCE, STEPS, Path, Setting, path
 from experiments.registry import Experiment
+from experiments.shared.paper import SOURCE, STEPS, Path, Setting, path
 
 FLOOR = 1e-12
 """Distances below this are rounding: the table only bounds them."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 import dynamics as dyn
-from experiments.instances import Draw, Leaf
+from experiments.shared.instances import Draw, Leaf
 
 END = 10.0
 """Rates are looked at from 0 to here."""

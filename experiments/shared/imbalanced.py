@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 import dynamics as dyn
-from experiments.instances import HORIZON, Draw, Size, draws
-from experiments.oracles import labels_of, pull_matrix, stack
+from experiments.shared.instances import HORIZON, Draw, Size, draws
+from experiments.shared.oracles import labels_of, pull_matrix, stack
 
 DIM = 4
 

@@ -12,8 +12,8 @@ import mpmath
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from experiments.dense import size_of, stacked
-from experiments.instances import Draw, Size
+from experiments.shared.dense import size_of, stacked
+from experiments.shared.instances import Draw, Size
 
 
 class States(NamedTuple):

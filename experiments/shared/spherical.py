@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 import dynamics as dyn
-from experiments.dense import clock, coupling
-from experiments.instances import HORIZON, SIZES, TIMES, Draw, Size, draws, instance
-from experiments.spherical_oracles import descend, dot, length, unit
+from experiments.shared.dense import clock, coupling
+from experiments.shared.instances import HORIZON, SIZES, TIMES, Draw, Size, draws, instance
+from experiments.shared.spherical_oracles import descend, dot, length, unit
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 7"
 SHAPES = SIZES[1:]

@@ -11,9 +11,9 @@ import numpy as np
 from scipy.linalg import expm
 
 import dynamics as dyn
-from experiments.dense import stacked
-from experiments.instances import Size, draws
-from experiments.oracles import generator, labels_of, pull_matrix
+from experiments.shared.dense import stacked
+from experiments.shared.instances import Size, draws
+from experiments.shared.oracles import generator, labels_of, pull_matrix
 
 SIZE = Size(3, 2, 3)
 PIECES, PIECE, STEPS = 4, 1.5, 24

@@ -3,7 +3,7 @@
 import mpmath as mp
 import numpy as np
 
-from experiments.squares import Shape, Starts
+from experiments.shared.squares import Shape, Starts
 
 
 def gram_at(shape: Shape, start: Starts, t: float, clock: float) -> np.ndarray:

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from dynamics import plotting
 from dynamics.plotting.page import STYLE
-from experiments.minimiser_oracles import descended, kind_of, unpacked
-from experiments.minority_entropy import Step, bounded_threshold, minority, ridge_threshold, with_bounds, with_decay
+from experiments.shared.minimiser_oracles import descended, kind_of, unpacked
+from experiments.shared.minority_entropy import Step, bounded_threshold, minority, ridge_threshold, with_bounds, with_decay
 
 SIZES = (16, 9, 4, 1)
 CLASSES, PER_CLASS = 3, 2

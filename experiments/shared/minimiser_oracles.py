@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.quasi_newton import bfgs, bfgs_twice
+from experiments.shared.quasi_newton import bfgs, bfgs_twice
 
 LossName = Literal["squared", "entropy"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.minimiser_oracles import cross_entropy, descended_in_balls, kind_of, objective, unpacked
-from experiments.quasi_newton import bfgs, bfgs_twice
+from experiments.shared.minimiser_oracles import cross_entropy, descended_in_balls, kind_of, objective, unpacked
+from experiments.shared.quasi_newton import bfgs, bfgs_twice
 
 
 class Step(NamedTuple):

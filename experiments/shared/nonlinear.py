@@ -9,8 +9,8 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.special import softmax
 
-from experiments.instances import HORIZON, Draw
-from experiments.oracles import States, column
+from experiments.shared.instances import HORIZON, Draw
+from experiments.shared.oracles import States, column
 
 
 def residuals(loss: str, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

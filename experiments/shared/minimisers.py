@@ -8,7 +8,8 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Measured
-from experiments.minimiser_oracles import Found, Kind, descended, measured, packed
+from experiments.shared import instances
+from experiments.shared.minimiser_oracles import Found, Kind, apart, certificate, descended, measured, objective, packed
 
 LOSSES = {"squared": dyn.losses.SquaredError, "entropy": dyn.losses.CrossEntropy}
 
@@ -58,18 +59,29 @@ def judged(kind: Kind, members: int) -> tuple[np.ndarray, Found, np.ndarray, Fou
     return decays, formula, states, measured(kind, value, x)
 
 
-def worst_of(residuals: Callable, members: int, *, kinds: Sequence[Kind], most: int = 516) -> Measured:
-    """The largest of `residuals(kind, share)`, one a member of a kind; at least `members` in all, or `most` of them.
+def value_gap(kind: Kind, members: int) -> np.ndarray:
+    """Of the value, against descents from random starts and against the objective at the state itself."""
+    decays, formula, states, descended = judged(kind, members)
+    at_state = objective(kind, decays)(states)[0]
+    return np.maximum(np.abs(descended.value - formula.value), np.abs(at_state - formula.value))
 
-    A residual that is not a number is the worst there is.
-    """
-    share = -(-min(members, most) // len(kinds))
-    found = []
-    for kind in kinds:
-        values = np.asarray(residuals(kind, share))
-        if values.shape != (share,):
-            raise ValueError(f"residuals must have shape ({share},), one for each member, got {values.shape}")
-        found.append(np.where(np.isfinite(values), values, np.inf))
-    kind, values = max(zip(kinds, found, strict=True), key=lambda pair: pair[1].max())
-    where = f"{kind.loss}, sizes {tuple(kind.sizes.tolist())}, p={kind.dim}, member {int(values.argmax())}"
-    return Measured(float(values.max()), share * len(kinds), where, {"median": float(np.median(np.concatenate(found)))})
+
+def gram_gap(kind: Kind, members: int) -> np.ndarray:
+    """Of Gram matrices, logits and biases, against descents from random starts."""
+    _, formula, _, descended = judged(kind, members)
+    return apart(formula, descended)
+
+
+def uncertified(kind: Kind, members: int) -> np.ndarray:
+    """By how much the state misses the conditions of the convex problem."""
+    decays, _, states, _ = judged(kind, members)
+    return certificate(kind, decays, states)
+
+
+def worst_of(residuals: Callable, members: int, *, kinds: Sequence[Kind], most: int = 516) -> Measured:
+    """The largest of `residuals(kind, share)`, one a member of a kind; at least `members` in all, or `most` of them."""
+
+    def named(kind: Kind) -> str:
+        return f"{kind.loss}, sizes {tuple(kind.sizes.tolist())}, p={kind.dim}"
+
+    return instances.worst_of(residuals, min(members, most), sizes=kinds, named=named)

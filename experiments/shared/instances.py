@@ -156,10 +156,15 @@ def worst_over(one: Callable, members: int, *, sizes: Sequence[Size] = SIZES, se
     return worst_of(residuals, members, sizes=sizes)
 
 
-def worst_of(residuals: Callable, members: int, *, sizes: Sequence[Size] = SIZES) -> Measured:
+def _named(size: Size) -> str:
+    return f"C={size.classes} N={size.per_class} p={size.dim}"
+
+
+def worst_of(residuals: Callable, members: int, *, sizes: Sequence[Any] = SIZES, named: Callable = _named) -> Measured:
     """The largest of `residuals(size, share)`, one a member of a size; at least `members` in all.
 
-    A residual that is not a number is the worst there is.
+    Whatever tells kinds of instances apart may stand for sizes, `named` says how to print one. A residual that is not a
+    number is the worst there is.
     """
     share = -(-members // len(sizes))
     found = []
@@ -169,7 +174,7 @@ def worst_of(residuals: Callable, members: int, *, sizes: Sequence[Size] = SIZES
             raise ValueError(f"residuals must have shape ({share},), one for each member, got {values.shape}")
         found.append(np.where(np.isfinite(values), values, np.inf))
     size, values = max(zip(sizes, found, strict=True), key=lambda pair: pair[1].max())
-    where = f"C={size.classes} N={size.per_class} p={size.dim}, member {int(values.argmax())}"
+    where = f"{named(size)}, member {int(values.argmax())}"
     return Measured(float(values.max()), share * len(sizes), where, {"median": float(np.median(np.concatenate(found)))})
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dynamics as dyn
-from experiments.instances import Draw, Size, instance
+from experiments.shared.instances import Draw, Size, instance
 
 STEPS = 40
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.instances import Size
-from experiments.oracles import column
-from experiments.square_modes import Terms, integrate, one_hot, orthogonal, terms, velocity_of
+from experiments.shared.instances import Size
+from experiments.shared.oracles import column
+from experiments.shared.square_modes import Terms, integrate, one_hot, orthogonal, terms, velocity_of
 
 SIZES = (Size(3, 2, 4), Size(2, 3, 2), Size(4, 2, 5))
 """With dim >= classes: all targets are fitted."""

@@ -9,8 +9,8 @@ import numpy as np
 
 import dynamics as dyn
 from dynamics.verify import Measured
-from experiments.minimiser_oracles import Found, Kind, hessians, measured, objective, packed
-from experiments.minimisers import by_formula, problem_of
+from experiments.shared.minimiser_oracles import Found, Kind, hessians, measured, objective, packed
+from experiments.shared.minimisers import by_formula, problem_of
 
 MOST = 260
 """Flows of one claim, a quarter of them from an invariant plane: they take longest of all."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dynamics.verify import Measured
-from experiments.instances import Size
-from experiments.oracles import column
+from experiments.shared.instances import Size
+from experiments.shared.oracles import column
 
 State = tuple[np.ndarray, ...]
 SUBSTEPS = 2 * np.arange(1, 7)

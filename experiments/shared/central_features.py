@@ -7,8 +7,8 @@ import functools
 
 import numpy as np
 
-from experiments.instances import Size
-from experiments.square_modes import integrate, one_hot, orthogonal
+from experiments.shared.instances import Size
+from experiments.shared.square_modes import integrate, one_hot, orthogonal
 
 TIMES = np.array([20.0, 60, 120, 220, 380, 600])
 

@@ -1,0 +1,1 @@
+"""What several experiments use: random instances, judges that know nothing of the library, pictures."""
