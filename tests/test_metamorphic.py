@@ -241,3 +241,69 @@ def test_the_compared_states_move(name, verb):
     states = moved(name, verb, numbers, start)
     assert oracles.relative(states.h[-1], start.h) > 0.01
     assert FAMILIES[name].fields(numbers).get("anchored") or oracles.relative(states.w[-1], start.w) > 0.01
+
+
+@functools.cache
+def beyond(per_class: int):
+    """One compiled program: where the modes tend to, their largest stable step, and the minimum of squared error."""
+
+    @jax.jit
+    def run(numbers: Numbers, start: Start):
+        decay = dyn.Decay(*numbers.decay)
+        problem = dyn.LayerPeeled.balanced(CLASSES, per_class, loss=Unhinged(numbers.gamma), decay=decay)
+        rates = dyn.Rates.proportional(numbers.levels[0], numbers.ratio)
+        lowest = dyn.LayerPeeled.balanced(CLASSES, per_class, loss=SquaredError(), decay=dyn.Decay(*(numbers.decay + 1e-3)))
+        best = dyn.exact.minimiser(lowest, dim=CLASSES)
+        limit = dyn.exact.limit(problem, dyn.Peeled(*start), rates)
+        return (limit.direction, limit.growth_exponent, limit.rate), dyn.exact.max_step(problem, rates), best
+
+    return run
+
+
+@hypothesis.given(SEEDS)
+def test_limit_turns_and_is_relabelled_with_the_start(seed):
+    numbers, start, rng = draw("modes", seed)
+    (turn, _), order = np.linalg.qr(rng.normal(size=(DIM, DIM))), rng.permutation(CLASSES)
+    (plain, *exponents), step, _ = beyond(1)(numbers, start)
+    (turned, *others), same_step, _ = beyond(1)(numbers, start._replace(h=(start.h @ turn)[order], w=(start.w @ turn)[order]))
+    np.testing.assert_allclose(turned.features, (plain.features @ turn)[order], atol=1e-12)
+    np.testing.assert_allclose(turned.prototypes, (plain.prototypes @ turn)[order], atol=1e-12)
+    assert exponents == others and step == same_step
+
+
+@hypothesis.given(SEEDS)
+def test_limit_forgets_how_far_the_motion_has_come(seed):
+    numbers, start, _ = draw("modes", seed)
+    later = at(moved("modes", "flow", numbers, start), 2)
+    (first, *_), _, _ = beyond(1)(numbers, start)
+    (second, *_), _, _ = beyond(1)(numbers, later)
+    np.testing.assert_allclose(second.features, first.features, atol=1e-10)
+    np.testing.assert_allclose(second.prototypes, first.prototypes, atol=1e-10)
+
+
+@hypothesis.given(SEEDS)
+def test_twice_the_samples_and_twice_the_rate(seed):
+    """The largest step and the minimum know the features' rate and decay per copy; the step halves where rates double."""
+    numbers, start, _ = draw("modes", seed)
+    numbers = numbers._replace(decay=numbers.decay + 0.01)
+    twice = numbers._replace(ratio=2 * numbers.ratio, decay=numbers.decay * np.array([0.5, 1.0, 1.0]))
+    _, step, best = beyond(1)(numbers, start)
+    _, copied, _ = beyond(2)(twice, start._replace(h=np.repeat(start.h, 2, axis=0)))
+    _, halved, _ = beyond(1)(numbers._replace(levels=2 * numbers.levels), start)
+    np.testing.assert_allclose(copied, step, rtol=1e-12)
+    np.testing.assert_allclose(2 * halved, step, rtol=1e-12)
+    # the minimum: half the decay of features (the offset of 1e-3 included) for twice as many
+    offset = np.array([-0.5e-3, 0.0, 0.0])
+    _, _, doubled = beyond(2)(twice._replace(decay=twice.decay + offset), start._replace(h=np.repeat(start.h, 2, axis=0)))
+    np.testing.assert_allclose(doubled.value, best.value, rtol=1e-12)
+    np.testing.assert_allclose(doubled.prototype_gram, best.prototype_gram, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(doubled.feature_gram[::2, ::2], best.feature_gram, rtol=1e-10, atol=1e-12)
+
+
+@hypothesis.given(SEEDS)
+def test_minimum_swaps_its_layers_with_their_decays(seed):
+    numbers, start, _ = draw("modes", seed)
+    _, _, best = beyond(1)(numbers, start)
+    _, _, swapped = beyond(1)(numbers._replace(decay=numbers.decay[[1, 0, 2]]), start)
+    np.testing.assert_allclose(swapped.value, best.value, rtol=1e-13)
+    np.testing.assert_allclose(swapped.feature_gram, best.prototype_gram, atol=1e-12)

@@ -23,7 +23,12 @@ def flow(
     """Gradient flow by formula; same arguments and same result as `dynamics.flow`.
 
     Nothing is integrated where the rates have a constant ratio. Otherwise two 2x2 systems are, by a sixth-order
-    exponential integrator on a fixed grid, and `stats["error_estimate"]` states its relative error.
+    exponential integrator on a fixed grid, and `stats["error_estimate"]` states its relative error. The square loss determines
+    states up to a rotation (`determined == "rotation"`): its error is that of Gram matrices and logits.
+
+    Errors relative to the state while the motion amplifies rounding little: 1e-12 in float64. In float32 1e-6 for losses linear
+    in the logits, spherical and anchored square ones and anchored cross-entropy, 3e-6 for the square loss of both layers, 1e-5
+    for cross-entropy of both.
 
     **Arguments:**
 
@@ -58,6 +63,8 @@ def descent(
     observe: dict | None = None,
 ) -> Trajectory:
     """Gradient descent by formula; same arguments and same result as `dynamics.descent`.
+
+    Errors relative to the state over a few stable steps: 1e-13 in float64, 5e-6 in float32.
 
     With a batch size the states are the mean over all draws of minibatches, and `second_moment` holds E[Z Z^T] of features
     over prototypes Z (a matrix of (samples + classes)^2 numbers at every kept iterate).
