@@ -7,6 +7,14 @@ import numpy as np
 from dynamics import validate
 
 
+def labels_of(sizes) -> np.ndarray:
+    """Labels sorted by class, shape (samples,), for class sizes of shape (classes,), whole numbers >= 1."""
+    sizes = np.asarray(sizes)
+    if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or np.any(sizes < 1):
+        raise ValueError(f"sizes must be positive integers of shape (classes,), got {sizes}")
+    return np.repeat(np.arange(sizes.size), sizes)
+
+
 def long_tailed(num_classes: int, largest: int, imbalance) -> np.ndarray:
     r"""Labels of a long-tailed problem: class sizes fall exponentially from the first class to the last.
 
@@ -59,6 +67,5 @@ def _checked(num_classes: int, largest: int, imbalance) -> tuple[int, int, float
 
 
 def _labels(sizes: np.ndarray) -> np.ndarray:
-    """Labels sorted by class for sizes >= 1 to rounding; halves go up."""
-    whole = np.maximum(np.floor(sizes * (1 + 4 * np.finfo(float).eps) + 0.5).astype(int), 1)
-    return np.repeat(np.arange(whole.size), whole)
+    """Labels for sizes >= 1 to rounding; halves go up."""
+    return labels_of(np.maximum(np.floor(sizes * (1 + 4 * np.finfo(float).eps) + 0.5).astype(int), 1))

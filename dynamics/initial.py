@@ -1,4 +1,4 @@
-"""States at t = 0, and class sizes."""
+"""States at t = 0."""
 
 import jax
 import jax.numpy as jnp
@@ -111,21 +111,3 @@ def collapsed(problem: LayerPeeled, means: Float[Array, "classes dim"]) -> Float
     validate.shape("means", means, (problem.num_classes, "dim"), "(classes, dim)")
     validate.finite("means", means)
     return means[jnp.asarray(problem.labels)]
-
-
-def long_tailed_sizes(num_classes: int, largest: int, imbalance: float) -> np.ndarray:
-    """Class sizes falling geometrically from `largest` to `largest / imbalance`, rounded, at least one; shape (classes,)."""
-    num_classes, largest = validate.whole("num_classes", num_classes, 2), validate.whole("largest", largest, 1)
-    validate.finite("imbalance", imbalance)
-    if not imbalance >= 1:
-        raise ValueError(f"imbalance must be >= 1 (largest over smallest class), got {imbalance}")
-    sizes = largest * imbalance ** (-np.arange(num_classes) / (num_classes - 1))
-    return np.maximum(np.rint(sizes).astype(int), 1)
-
-
-def labels_of(sizes) -> np.ndarray:
-    """Labels sorted by class for the given class sizes."""
-    sizes = np.asarray(sizes)
-    if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or np.any(sizes < 1):
-        raise ValueError(f"sizes must be positive integers of shape (classes,), got {sizes}")
-    return np.repeat(np.arange(sizes.size), sizes)

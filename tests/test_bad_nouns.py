@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import dynamics as dyn
-from dynamics.initial import collapsed, gaussian, labels_of, long_tailed_sizes, simplex_etf
+from dynamics.class_sizes import labels_of
+from dynamics.initial import collapsed, gaussian, simplex_etf
 from dynamics.losses import Linear
 from tests.helpers import UNSORTED, refused, spoiled
 
@@ -68,8 +69,6 @@ MADE = {
     "a simplex of one": (lambda: simplex_etf(1, 3), ("num_classes", ">= 2", "1")),
     "means of wrong size": (lambda: collapsed(PROBLEM, np.ones((4, 2))), ("means", "(classes, dim)", "(4, 2)")),
     "means not numbers": (lambda: collapsed(PROBLEM, spoiled(np.ones((3, 2)), np.nan)), ("means", "finite", "nan")),
-    "imbalance below one": (lambda: long_tailed_sizes(3, 10, 0.5), ("imbalance", ">= 1", "0.5")),
-    "imbalance not a number": (lambda: long_tailed_sizes(3, 10, np.nan), ("imbalance", "finite", "nan")),
     "sizes not positive": (lambda: labels_of([3, 0]), ("sizes", "positive integers", "[3 0]")),
     "momentum of a bound": (lambda: dyn.exact.max_step(PROBLEM, RATES, momentum=1.0), ("momentum", "[0, 1)", "1.0")),
 }

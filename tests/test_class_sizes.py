@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import dynamics as dyn
-from dynamics.class_sizes import long_tailed, step
+from dynamics.class_sizes import labels_of, long_tailed, step
 from tests import oracles
 from tests.helpers import refused, relative, start
 
@@ -23,6 +23,7 @@ from tests.helpers import refused, relative, start
         (step(5, 5, 2, minority=1), [5, 5, 5, 5, 3]),
         (step(3, 7, 7.0, minority=2), [7, 1, 1]),
         (step(2, 4, 1), [4, 4]),
+        (labels_of([2, 5, 1]), [2, 5, 1]),
     ],
 )
 def test_sizes(labels, sizes):

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 import dynamics as dyn
-from dynamics.initial import collapsed, gaussian, labels_of, long_tailed_sizes, simplex_etf
+from dynamics.initial import collapsed, gaussian, simplex_etf
 from tests.helpers import UNSORTED, draw
 
 
@@ -60,15 +60,3 @@ def test_collapsed():
     means = draw(3, 2)
     features = collapsed(problem, means)
     np.testing.assert_array_equal(features, means[UNSORTED])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sizes"),
-    [((3, 100, 100), [100, 10, 1]), ((4, 8, 8), [8, 4, 2, 1]), ((2, 7, 1), [7, 7]), ((3, 2, 1000), [2, 1, 1])],
-)
-def test_long_tailed_sizes(arguments, sizes):
-    got = long_tailed_sizes(*arguments)
-    np.testing.assert_array_equal(got, sizes)
-    problem = dyn.LayerPeeled(labels_of(got), num_classes=len(sizes))
-    np.testing.assert_array_equal(problem.data.sizes, sizes)
-    np.testing.assert_array_equal(problem.labels, np.sort(problem.labels))
