@@ -25,7 +25,8 @@ def rotation(problem: LayerPeeled, state: Peeled, rates: Rates, ts) -> Float[Arr
     r"""Orthogonal matrices R(t): features and prototypes of `exact.flow` times R(t) are those of the flow itself.
 
     In the gauge of `exact.flow`, $R' = \frac12(\mathrm{triu}\,S - \mathrm{tril}\,S)R$ with $S = cQ^\top Q$ known at every
-    time; integrated by Gauss collocation of order 12, which keeps R orthogonal. The error is about 1e-12 in float64.
+    time; integrated by Gauss collocation of order 12, which keeps R orthogonal. The error is below 1e-12 in
+    float64 and 5e-5 in float32 for clocks up to 1000 over the fastest growth rate.
     Arguments as in `exact.flow`; NaN where its status would not be ok.
 
     **Raises:** `NoClosedForm` where the square loss has none; `ValueError` for anything out of range before tracing.
