@@ -16,7 +16,7 @@ help: ## this list
 setup: env-test ## the environment in .venv: reused while it fits, built anew when what it depends on changed
 
 test: env-test ## the tests
-	OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(ARGS) # one process a core: threads only slow tiny matrices down
+	OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS) # one process a core: threads only slow tiny matrices down
 
 lint: env-dev ## style, format, types and the import contract
 	$(VENV)/bin/ruff check .
