@@ -1,5 +1,6 @@
 """What several tests share: seeded starts, central differences, refusals before tracing."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -12,6 +13,9 @@ import dynamics as dyn
 ROOT = pathlib.Path(__file__).parents[1]
 UNSORTED = np.array([2, 0, 1, 1, 2, 1, 0, 1])
 """Labels of three classes of sizes 2, 4, 2, in no order."""
+
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""`jax.jit` with cheap code generation: what is computed does not depend on it."""
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:

@@ -4,27 +4,22 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import mpmath
 import numpy as np
 import pytest
 from scipy.linalg import expm
 
 import dynamics as dyn
-from dynamics.exact.lambert import log_lambert_growth
-from dynamics.exact.spent_clock import spent_clock
 from dynamics.losses import CrossEntropy, SquaredError
 from dynamics.schedules import Cosine
 from dynamics.status import BAD_INPUT, OK, OUTSIDE_ASSUMPTIONS
 from tests import oracle_rates, oracles
-from tests.helpers import UNSORTED, draw, refused, relative, spoiled
+from tests.helpers import UNSORTED, compiled, draw, refused, relative, spoiled
 
 TS = np.array([0.0, 0.6, 3.0, 9.0])
 WEIGHTS = np.array([0.5, 1.5, 1.0, 1.0, 0.2, 1.8, 0.0, 2.0])
 WIDE = np.array([3, 0, 1, 2, 0, 1, 0, 3])
 RATE = oracle_rates.cosine(0.9, 7.0, 0.2)
 still = lambda t, middle: 0.0
-# cheap code generation: what is computed does not depend on it
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def rates(scale=1.0):
@@ -40,46 +35,6 @@ def etf(classes: int, dim: int) -> np.ndarray:
     turn = np.linalg.qr(draw(corners.shape[1] if dim < classes else dim, dim if dim >= classes else classes - 1, seed=5))[0]
     corners = corners @ turn
     return corners / np.linalg.norm(corners, axis=1, keepdims=True)
-
-
-# --- Lambert's W and the spent clock
-
-
-def test_lambert_growth_to_a_few_eps():
-    rng = np.random.default_rng(2)
-    log_w = rng.choice([1, 10, 100], 120) * rng.normal(size=120)
-    by = 10 ** rng.uniform(-12, 15, 120)
-    for dtype, bound in ((np.float64, 3), (np.float32, 6)):
-        start, gained = log_w.astype(dtype), by.astype(dtype)
-        found = np.asarray(compiled(log_lambert_growth)(start, gained))
-        with mpmath.workdps(60):
-            for i, growth in enumerate(found):
-                a, more = mpmath.mpf(float(start[i])), mpmath.mpf(float(gained[i]))
-                root = mpmath.mpf(float(growth))
-                if root < 1e3 * float(np.finfo(dtype).tiny):  # underflow: far above the exponential nothing grows
-                    assert more * mpmath.exp(-a) < 1e4 * float(np.finfo(dtype).tiny)
-                    continue
-                left = root + mpmath.exp(a) * mpmath.expm1(root) - more
-                wrong = abs(left / (1 + mpmath.exp(a + root))) / root
-                assert wrong <= bound * np.finfo(dtype).eps
-
-
-def test_spent_clock_against_extended_precision():
-    grow, fade = np.array([1e-9, 5.0, 0.0, 2.0]), np.array([3.0, 0.1, 1.5, 0.0])
-    clocks, log_others = np.array([1e-6, 2.0, 1e12]), float(np.log(3.0))
-    wide = np.asarray(compiled(jax.vmap(lambda p, f, t: spent_clock(p, f, t, log_others), (0, 0, None)))(grow, fade, clocks))
-    with mpmath.workdps(25):
-        for p, f, row in zip(grow, fade, wide, strict=True):
-            margin = lambda x, p=p, f=f: (p * mpmath.exp(x)) ** 2 - (f * mpmath.exp(-x)) ** 2
-            for clock, x in zip(clocks, row, strict=True):
-                if p == 0 and x > 50:  # what fades is gone: the rest of the way has margin zero
-                    continue
-                spent = x + mpmath.quad(lambda y, m=margin: mpmath.exp(m(y)) / 3, mpmath.linspace(0, x, 9), maxdegree=5)
-                wrong = (spent - clock) / (1 + mpmath.exp(margin(x)) / 3) / x
-                assert abs(wrong) <= 2e-14
-
-
-# --- anchored squared error
 
 
 def square_problem(labels, decay=0.3, weights=WEIGHTS):
@@ -214,9 +169,6 @@ def test_square_derivatives_where_eigenvalues_are_equal_or_zero():
     assert slopes(one, points, ways) <= 1e-6
 
 
-# --- anchored cross-entropy
-
-
 def ce_problem(labels, classes, decay=0.0, **fields):
     fields = {"anchored": True, "sample_weights": WEIGHTS} | fields
     return dyn.LayerPeeled(labels, num_classes=classes, loss=CrossEntropy(), decay=dyn.Decay(decay), **fields)
@@ -285,9 +237,6 @@ def test_cross_entropy_anchored_derivatives():
     assert slopes(one, points, [*draw(3, 10, seed=4), np.eye(10)[8], np.eye(10)[9]]) <= 1e-6
 
 
-# --- both layers
-
-
 def joint_start(a, b, classes=3, per_class=2, dim=4):
     corners, labels = etf(classes, dim), np.repeat(np.arange(classes), per_class)
     across = draw(classes * per_class, dim, seed=8)
@@ -352,9 +301,6 @@ def test_cross_entropy_joint_derivatives():
         for x in ((0.8, 0.5, 0.9, 1.7), (0.0, 0.0, 0.9, 1.7), (0.0, 0.6, 0.9, 1.7), (0.8, 0.5, 0.0, 1.7), (root, 1.0, 0.9, 1.7))
     ]
     assert slopes(one, points, [*draw(3, 4, seed=4), *np.eye(4)]) <= 1e-6
-
-
-# --- refusals
 
 
 def test_refused_with_the_reason():
