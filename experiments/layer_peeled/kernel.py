@@ -7,7 +7,7 @@ import numpy as np
 import dynamics as dyn
 from dynamics.verify import Claim
 from experiments.registry import Experiment
-from experiments.shared.dense import clock, deviation, product, size_of, stacked, under_kernel
+from experiments.shared.dense import EXPM, clock, deviation, product, size_of, stacked, under_kernel
 from experiments.shared.instances import TIMES, Kernels, Size, class_sides, draws, instance, kernels, spread, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 8, corrected and extended"
@@ -110,8 +110,6 @@ _check = functools.partial(functools.partial, worst_of, sizes=(Size(3, 2, 3),))
 _KERNEL = ("balanced classes", "a kernel constant in time", "constant ratio of rates")
 _JUDGE = "the exponential of the general system"
 
-_EXPM = "the judge: SciPy's expm is itself right to 1e-12 of the largest entry, states are smaller"
-
 EXPERIMENT = Experiment(
     name="kernel",
     family="unhinged",
@@ -130,7 +128,7 @@ EXPERIMENT = Experiment(
                 statement=f"formula with {text} = {_JUDGE}",
                 assumptions=_KERNEL,
                 tolerance=1e-11,
-                limited_by=_EXPM,
+                limited_by=EXPM,
                 check=_check(functools.partial(_formula, samples=samples, features=features)),
             )
             for name, text, samples, features in (

@@ -8,7 +8,7 @@ from scipy.linalg import expm
 
 from dynamics.verify import Claim
 from experiments.registry import Experiment
-from experiments.shared.dense import clock, coupling, deviation, product, stacked, under_kernel
+from experiments.shared.dense import EXPM, clock, coupling, deviation, product, stacked, under_kernel
 from experiments.shared.instances import TIMES, Draw, Kernels, Size, draws, kernels, undecayed, worst_of
 
 SOURCE = "On the Dynamics Under the Unhinged Loss and Beyond, JMLR 24 (2023), Theorem 8, corrected and extended"
@@ -121,8 +121,6 @@ _claim = functools.partial(Claim, id="unhinged.ntk", source=SOURCE)
 _check = functools.partial(functools.partial, worst_of, sizes=(Size(3, 2, 3),))
 _KERNEL = ("balanced classes", "a kernel constant in time", "equal rates", "no decay")
 
-_EXPM = "the judge: SciPy's expm is itself right to 1e-12 of the largest entry, states are smaller"
-
 EXPERIMENT = Experiment(
     name="kernel-theorem",
     family="unhinged",
@@ -133,7 +131,7 @@ EXPERIMENT = Experiment(
             statement="(U_A^-1 (x) U_B^-1) z = exp(zeta Lam_A (x) Lam_B) (U_A^-1 (x) U_B^-1) z0",
             assumptions=(*_KERNEL, "one regular kernel for every sample, none across samples"),
             tolerance=1e-11,
-            limited_by=_EXPM,
+            limited_by=EXPM,
             check=_check(_eigenbases),
         ),
         _claim(
@@ -141,7 +139,7 @@ EXPERIMENT = Experiment(
             statement="h cosh q + sqrt(k) w sinh q, w cosh q + h/sqrt(k) sinh q, q = sqrt(k_i) S_j zeta; k = 0 included",
             assumptions=(*_KERNEL, "one kernel for every sample, none across samples"),
             tolerance=1e-11,
-            limited_by=_EXPM,
+            limited_by=EXPM,
             check=_check(_modes),
         ),
         _claim(
@@ -149,7 +147,7 @@ EXPERIMENT = Experiment(
             statement="a kernel across samples: (H, W) exp(zeta [[0, M^T], [M Ks, 0]])",
             assumptions=_KERNEL,
             tolerance=1e-11,
-            limited_by=_EXPM,
+            limited_by=EXPM,
             check=_check(_across_samples),
         ),
         _claim(
@@ -157,7 +155,7 @@ EXPERIMENT = Experiment(
             statement="a product kernel: one right generator for each eigenvector across coordinates",
             assumptions=_KERNEL,
             tolerance=1e-11,
-            limited_by=_EXPM,
+            limited_by=EXPM,
             check=_check(_product),
         ),
         _claim(

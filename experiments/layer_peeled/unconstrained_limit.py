@@ -7,7 +7,7 @@ import numpy as np
 import dynamics as dyn
 from dynamics.verify import Claim
 from experiments.registry import Experiment
-from experiments.shared.dense import clock, deviation, rate_of, size_of, spectrum, stacked, times_at
+from experiments.shared.dense import SLOPES, clock, deviation, rate_of, size_of, spectrum, stacked, times_at
 from experiments.shared.instances import (
     Draw,
     Size,
@@ -197,7 +197,7 @@ EXPERIMENT = Experiment(
             statement="distance of directions = Theta(exp(-E q)), E = sigma1 - |sigma2|",
             assumptions=(*_INSIDE, "a generic start"),
             tolerance=1e-5,
-            limited_by="slopes fitted to float64 distances: the next slower exponential, and rounding below 1e-9",
+            limited_by=SLOPES,
             check=functools.partial(worst_of, _rate),
         ),
         _claim(

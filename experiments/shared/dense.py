@@ -11,6 +11,10 @@ from scipy.linalg import expm
 
 from experiments.shared.instances import HORIZON, Draw, Kernels, Size
 
+EXPM = "the judge: SciPy's expm is itself right to 1e-12 of the largest entry, states are smaller"
+SLOPES = "slopes fitted to float64 distances: the next slower exponential, and rounding below 1e-9"
+"""What limits residuals that these judges find."""
+
 
 def stacked(features, prototypes) -> np.ndarray:
     """Features over prototypes."""
