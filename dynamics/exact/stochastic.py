@@ -10,15 +10,13 @@ from jaxtyping import Array, Float
 
 from dynamics import validate
 from dynamics.exact.closed_form import NoClosedForm
-from dynamics.problems import LayerPeeled, Peeled, check_batch_size
+from dynamics.problems import LayerPeeled, Peeled, check_minibatches
 from dynamics.rates import Rates
 
 
 def check_stochastic(problem: LayerPeeled, batch_size, shuffle, momentum, scaled, observe) -> None:
     """Refuse a stochastic descent that has no moments in closed form."""
-    if shuffle not in ("step", "epoch"):
-        raise ValueError(f"shuffle must be 'step' or 'epoch', got {shuffle!r}")
-    check_batch_size(batch_size, problem.num_samples)
+    check_minibatches(problem.num_samples, batch_size, shuffle)
     reasons = []
     if shuffle == "epoch":
         reasons.append("batches of one epoch depend on each other (their mean differs from descent by order eta^2)")

@@ -51,10 +51,11 @@ class Problem(eqx.Module):
         return jnp.asarray(status.OK, jnp.int32)
 
 
-def check_batch_size(batch_size: int, samples: int) -> None:
-    """Refuse a minibatch that is empty or larger than the samples."""
-    validate.whole("batch_size", batch_size, 1)
-    if batch_size > samples:
+def check_minibatches(samples: int, batch_size: int | None, shuffle: str) -> None:
+    """Refuse a minibatch that is empty or larger than the samples, and an unknown way of shuffling."""
+    if shuffle not in ("step", "epoch"):
+        raise ValueError(f"shuffle must be 'step' or 'epoch', got {shuffle!r}")
+    if batch_size is not None and validate.whole("batch_size", batch_size, 1) > samples:
         raise ValueError(f"batch_size must be at most the number of samples, {samples}, got {batch_size}")
 
 

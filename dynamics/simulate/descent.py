@@ -8,9 +8,9 @@ from jaxtyping import PyTree
 
 from dynamics import state as tree
 from dynamics import status, validate
-from dynamics.problems import Problem
+from dynamics.problems import Problem, check_minibatches
 from dynamics.rates import Rates, check_rates
-from dynamics.simulate.minibatch import check_minibatches, minibatches
+from dynamics.simulate.minibatch import minibatches
 from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_steps, ended, observe_state
 
 
@@ -67,7 +67,11 @@ def descent(
         raise ValueError(f"momentum must be 0 when an optimizer is given, got {momentum}")
     if nesterov and plain:
         raise ValueError("nesterov=True needs momentum > 0")
-    check_minibatches(problem, batch_size, shuffle)
+    check_minibatches(problem.num_samples, batch_size, shuffle)
+    if batch_size is not None and shuffle == "epoch" and problem.num_samples % batch_size:
+        raise ValueError(
+            f"batch_size must divide the number of samples when shuffle='epoch', got {batch_size} of {problem.num_samples}"
+        )
     if (batch_size is None) != (key is None):
         raise ValueError("key must be given together with batch_size: the minibatches are drawn with it")
     counted = minibatches(problem.num_samples, batch_size, key, shuffle, dtype)

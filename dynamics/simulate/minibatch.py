@@ -6,21 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dynamics.problems import Problem, check_batch_size
-
-
-def check_minibatches(problem: Problem, batch_size: int | None, shuffle: str) -> None:
-    """Refuse a batch size out of range, or one that does not divide the samples of an epoch."""
-    if shuffle not in ("step", "epoch"):
-        raise ValueError(f"shuffle must be 'step' or 'epoch', got {shuffle!r}")
-    if batch_size is None:
-        return
-    check_batch_size(batch_size, problem.num_samples)
-    if shuffle == "epoch" and problem.num_samples % batch_size:
-        raise ValueError(
-            f"batch_size must divide the number of samples when shuffle='epoch', got {batch_size} of {problem.num_samples}"
-        )
-
 
 def minibatches(
     samples: int, batch_size: int | None, key, shuffle: str, dtype

@@ -115,7 +115,7 @@ EXPERIMENT = Experiment(
             name="square-rotation-orthogonal",
             statement="exact.rotation is orthogonal",
             assumptions=_BALANCED,
-            tolerance=7.4e-13,
+            tolerance=1e-13,
             check=_orthogonal,
         ),
     ),
