@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import dynamics as dyn
+from benchmarks.heavy_tail import heavy_tail
 from benchmarks.race import Racer
 
 
@@ -147,4 +148,9 @@ def unhinged_paper(steps: int = 5000) -> list[Racer]:
     ]
 
 
-WORKLOADS: dict[str, Callable[[], list[Racer]]] = {"flow-s": flow_s, "gd-s": gd_s, "unhinged-paper": unhinged_paper}
+WORKLOADS: dict[str, Callable[[], list[Racer]]] = {
+    "flow-s": flow_s,
+    "gd-s": gd_s,
+    "unhinged-paper": unhinged_paper,
+    "heavy-tail": heavy_tail,
+}

@@ -17,5 +17,6 @@ from dynamics.problems import Peeled as Peeled
 from dynamics.rates import Rates as Rates
 from dynamics.simulate import descent as descent
 from dynamics.simulate import flow as flow
+from dynamics.simulate import segmented_flow as segmented_flow
 from dynamics.trajectory import Trajectory as Trajectory
 from dynamics.verify import compare as compare

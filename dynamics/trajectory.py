@@ -1,7 +1,7 @@
 """What every verb returns."""
 
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamics import status, validate
+from dynamics.extras import need
 
 
 class Trajectory(eqx.Module):
@@ -56,6 +57,45 @@ class Trajectory(eqx.Module):
             f"{failed.size} of {codes.size} failed ({reasons}); first: member {first}, "
             f"{status.name(codes[first])} at t = {t_end:.6g}"
         )
+
+    def to_xarray(self) -> Any:
+        """An `xarray.Dataset` with dimensions `time`, before it `member` for a batch, and `<name>_0`, ... for further axes.
+
+        Leaves of the states go by their field names; times that differ between the members of a batch are the coordinate `ts`,
+        and `time` is only their number.
+
+        **Raises:** `ValueError` for a batch with several leading axes, and where two things have one name.
+        """
+        xarray = need("xarray", "io")
+        codes, ts = np.asarray(self.status), np.asarray(self.ts)
+        if codes.ndim > 1:
+            raise ValueError(
+                f"status must have shape () or (members,), got {codes.shape}; reshape the batch to one leading axis"
+            )
+        lead = ("member",) * codes.ndim
+        flags = {"flag_values": np.arange(len(status.NAMES), dtype=codes.dtype), "flag_meanings": " ".join(status.NAMES)}
+        dataset = xarray.Dataset({"status": (lead, codes, {"long_name": "how the run ended", **flags})})
+        dataset.attrs["determined"] = self.determined
+        if lead:
+            dataset = dataset.assign_coords(member=np.arange(codes.size))
+        if ts.ndim > 1 and not np.all(ts == ts[:1]):
+            dataset = dataset.assign_coords(ts=((*lead, "time"), ts))
+        else:
+            dataset = dataset.assign_coords(time=ts[0] if ts.ndim > 1 else ts)
+
+        leaves = jax.tree_util.tree_leaves_with_path(self.states)
+        states = [(jax.tree_util.keystr(path, simple=True, separator="_") or "states", leaf) for path, leaf in leaves]
+        rest = {"log_scale": self.log_scale, "second_moment": self.second_moment}
+        timed = [*states, *self.observed.items(), *((name, leaf) for name, leaf in rest.items() if leaf is not None)]
+        for dims, found in (((*lead, "time"), timed), (lead, self.stats.items())):
+            for name, leaf in found:
+                if name in dataset.variables or name in dataset.dims:
+                    raise ValueError(
+                        f"{name!r} names two things (taken: {sorted(map(str, dataset.variables))}); rename the observable"
+                    )
+                extra = (f"{name}_{axis}" for axis in range(np.ndim(leaf) - len(dims)))
+                dataset[name] = ((*dims, *extra), np.asarray(leaf))
+        return dataset
 
 
 def blank(where: Bool[Array, " times"], values: PyTree) -> PyTree:

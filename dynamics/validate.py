@@ -1,7 +1,8 @@
 """Checks on the host, before anything is traced. A traced value is never judged here: it becomes a status of its member."""
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.core
@@ -58,6 +59,20 @@ def whole(name: str, x, at_least: int) -> int:
     if x < at_least:
         raise ValueError(f"{name} must be >= {at_least}, got {x}")
     return int(x)
+
+
+def nearest(word, names: Iterable[str]) -> str:
+    """A hint for a word that is none of the names: the nearest of them, else all."""
+    names = list(names)
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def choice(name: str, x, names: Iterable[str]) -> None:
+    """Refuse what is none of the names."""
+    names = list(names)
+    if x not in names:
+        raise ValueError(f"{name}: unknown {x!r}; {nearest(x, names)}")
 
 
 def shape(name: str, x, wanted: Sequence[int | str], meaning: str) -> None:

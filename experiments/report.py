@@ -1,13 +1,13 @@
 """Verdicts as a table to read and as JSON to keep."""
 
 import json
-import os
 import platform
 from pathlib import Path
 
 import jax
 
 from dynamics.verify import Verdict
+from dynamics.whole_file import whole_file
 
 
 def status_of(verdict: Verdict) -> str:
@@ -60,11 +60,7 @@ def environment() -> dict[str, str]:
 def write_json(path: Path, rows: list[dict]) -> Path:
     """Write rows and environment, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        text = json.dumps({"environment": environment(), "rows": rows}, indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path, "w") as file:
+        json.dump({"environment": environment(), "rows": rows}, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
     return path

@@ -14,6 +14,7 @@ def pytest_configure(config):
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["JAX_PLATFORMS"] = "cpu"  # for processes that tests start
         jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("NPROC", "4")  # more threads than devices, see ensemble/program.py
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_enable_x64", True)
 

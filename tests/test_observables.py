@@ -19,7 +19,11 @@ SHAPES = {  # labels, dimension, distance of features from their class means
     "fewer dimensions than a simplex": (LONG, 2, 0.3),
     "one sample a class": (np.arange(4), 6, 0.3),
 }
-NAMES = ("nc1", "nc2", "nc2_norms", "nc2_angles", "nc3", "nc4", "self_duality", "accuracy")
+SIGNED = ("margin", "average_margin", "normalized_margin")
+NAMES = (
+    *("nc1", "nc2", "nc2_norms", "nc2_angles", "nc3", "nc4", "self_duality", "accuracy"),
+    *("stable_rank", "effective_rank", "gradient_norm", *SIGNED),
+)
 
 
 def near_collapse(labels, dim, spread, seed=0) -> tuple[dyn.LayerPeeled, dyn.Peeled]:
@@ -46,6 +50,11 @@ def by_definition(labels, state: dyn.Peeled) -> dict[str, float]:
     ]
     lengths = np.linalg.norm(m, axis=1)
     centred = w - w.mean(axis=0)
+    logits = h @ w.T + b
+    leads = [[logits[i, labels[i]] - logits[i, j] for j in range(classes) if j != labels[i]] for i in range(n)]
+    off = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - np.eye(classes)[labels]) / n
+    spectrum = np.sqrt(np.maximum(np.linalg.eigvalsh(h.T @ h if h.shape[1] < n else h @ h.T), 0.0))
+    shares = spectrum / spectrum.sum()
     nearest = [np.argmin(np.linalg.norm(h[i] - means, axis=1)) for i in range(n)]
     return {
         "nc1": np.trace(within @ np.linalg.pinv(between, rcond=1e-10)) / classes,
@@ -55,6 +64,12 @@ def by_definition(labels, state: dyn.Peeled) -> dict[str, float]:
         "nc3": np.linalg.norm(centred / np.linalg.norm(centred) - m / np.linalg.norm(m)),
         "nc4": np.mean([np.argmax(w @ h[i]) != nearest[i] for i in range(n)]),
         "self_duality": np.linalg.norm(h / np.linalg.norm(h) - w[labels] / np.linalg.norm(w[labels])),
+        "margin": np.min(leads),
+        "average_margin": np.mean(leads),
+        "normalized_margin": np.min(leads) / (np.sum(h**2) + np.sum(w**2)),
+        "gradient_norm": np.sqrt(np.sum((off @ w) ** 2) + np.sum((off.T @ h) ** 2)),  # of cross-entropy, biases stay
+        "stable_rank": np.sum(h**2) / spectrum[-1] ** 2,
+        "effective_rank": np.prod(shares**-shares),
         "accuracy": np.mean([np.argmax(w @ h[i] + b) == labels[i] for i in range(n)]),
     }
 
@@ -83,15 +98,15 @@ def test_definitions_and_invariance(watched, shape):
     for name in NAMES:
         own, scaled, rotated = map(float, watched[shape][name])
         assert own == pytest.approx(expected[name], rel=1e-11, abs=1e-14), name
-        assert own >= 0
+        assert own >= 0 or name in SIGNED
         assert rotated == pytest.approx(own, rel=1e-11, abs=1e-14), name
         assert scaled == pytest.approx(own, rel=1e-12, abs=1e-14) or not getattr(obs, name).scale_invariant, name
     assert shape != "one sample a class" or watched[shape]["nc1"][0] == 0.0
 
 
 def test_what_observables_declare():
-    invariant = {"nc1", "nc2", "nc2_norms", "nc2_angles", "nc3", "nc4", "self_duality"}
-    sized = {"feature_norm", "prototype_norm", "bias_norm", "loss", "objective", "accuracy"}
+    invariant = {"nc1", "nc2", "nc2_norms", "nc2_angles", "nc3", "nc4", "self_duality", "stable_rank", "effective_rank"}
+    sized = {"feature_norm", "prototype_norm", "bias_norm", "loss", "objective", "accuracy", "gradient_norm", *SIGNED}
     assert all(getattr(obs, name).scale_invariant and getattr(obs, name).rotation_invariant for name in invariant)
     assert not any(getattr(obs, name).scale_invariant for name in sized)
     problem, state = near_collapse(*SHAPES["unsorted"])
@@ -182,6 +197,69 @@ def test_distance_of_directions():
     assert np.isnan(obs.direction_gap(jnp.zeros(3), jnp.ones(3)))
     with pytest.raises(ValueError, match="part must be 'both', 'features' or 'prototypes', got 'bias'"):
         obs.distance_to(other, "bias")
+
+
+def test_margins_follow_the_logits_of_the_problem():
+    """Normalised features and slaved biases count as they do in the loss; with neither, the normalised margin has no scale."""
+    state = near_collapse(*SHAPES["unsorted"])[1]
+    h, w, b = (np.asarray(part) for part in (state.features, state.prototypes, state.biases))
+    unit = h / np.linalg.norm(h, axis=1, keepdims=True)
+    for normalize, features in ((False, h), (True, unit)):
+        problem = dyn.LayerPeeled(UNSORTED, num_classes=3, normalize=normalize)
+        z = features @ w.T + b
+        leads = np.array([z[i, y] - np.delete(z[i], y) for i, y in enumerate(UNSORTED)])
+        assert float(obs.margin(problem, state)) == pytest.approx(leads.min(), rel=1e-13)
+        assert float(obs.average_margin(problem, state)) == pytest.approx(leads.mean(), rel=1e-13)
+    problem = dyn.LayerPeeled(UNSORTED, num_classes=3, loss=dyn.losses.SquaredError(), bias="slaved")
+    best = (np.eye(3)[UNSORTED] - h @ w.T).mean(axis=0)
+    z = h @ w.T + best
+    leads = np.array([z[i, y] - np.delete(z[i], y) for i, y in enumerate(UNSORTED)])
+    watch = {"margin": obs.margin, "size": obs.gradient_norm}
+    shown = dyn.descent(problem, state, dyn.Rates.equal(0.1), 0, observe=watch).observed
+    assert float(shown["margin"][0]) == pytest.approx(leads.min(), rel=1e-12)
+    off = (z - np.eye(3)[UNSORTED]) / 8
+    assert float(shown["size"][0]) == pytest.approx(np.hypot(np.linalg.norm(off @ w), np.linalg.norm(off.T @ h)), rel=1e-12)
+    plain = dyn.LayerPeeled(UNSORTED, num_classes=3)
+    here, far = (float(obs.normalized_margin(plain, dyn.Peeled(c * h, c * w))) for c in (1.0, 1e150))
+    assert far == pytest.approx(here, rel=1e-13)
+
+
+def test_gradient_norm_counts_the_parts_that_are_trained():
+    state = near_collapse(*SHAPES["unsorted"])[1]
+    h, w, b = (np.asarray(part) for part in (state.features, state.prototypes, state.biases))
+    decay = dyn.Decay(0.2, 0.4, 0.6)
+    off = (h @ w.T + b - np.eye(3)[UNSORTED]) / 8
+    parts = {"features": off @ w + 0.2 * h, "prototypes": off.T @ h + 0.4 * w, "biases": off.sum(axis=0) + 0.6 * b}
+    for fields, trained in (
+        ({"bias": True}, ("features", "prototypes", "biases")),
+        ({"bias": False}, ("features", "prototypes")),
+        ({"bias": True, "anchored": True}, ("features",)),
+    ):
+        problem = dyn.LayerPeeled(UNSORTED, num_classes=3, loss=dyn.losses.SquaredError(), decay=decay, **fields)
+        expected = np.linalg.norm(np.concatenate([parts[name].ravel() for name in trained]))
+        assert float(obs.gradient_norm(problem, state)) == pytest.approx(expected, rel=1e-13)
+
+
+def test_ranks_at_the_ends():
+    """One direction: 1. k equal directions: k. Whatever the size of the numbers; and no number for no features."""
+    problem = dyn.LayerPeeled(UNSORTED, num_classes=3)
+    line = np.outer(draw(8), draw(5))
+    frame = np.linalg.qr(draw(8, 8))[0][:, :5]
+    features = np.stack([line, frame, 1e-200 * frame, 1e200 * frame, np.zeros((8, 5))])
+    for rank in (obs.stable_rank, obs.effective_rank):
+        got = jax.jit(jax.vmap(lambda h, rank=rank: rank(problem, dyn.Peeled(h, np.zeros((3, 5))))))(features)
+        np.testing.assert_allclose(got, [1.0, 5.0, 5.0, 5.0, np.nan], rtol=1e-12)
+    nothing = dyn.Peeled(np.zeros((8, 5)), np.zeros((3, 5)), np.ones(3))
+    assert np.isnan(obs.normalized_margin(problem, nothing)) and float(obs.margin(problem, nothing)) == 0.0
+
+
+def test_single_precision_stays():
+    problem = dyn.LayerPeeled(UNSORTED, num_classes=3, loss=CrossEntropy(), bias=True)
+    watch = jax.jit(lambda state: {name: getattr(obs, name)(problem, state) for name in NAMES})
+    wide, narrow = (watch(start(problem, 4, dtype=dtype)) for dtype in (np.float64, np.float32))
+    for name in NAMES:
+        assert narrow[name].dtype == jnp.float32 and narrow[name].shape == ()
+        assert float(narrow[name]) == pytest.approx(float(wide[name]), rel=1e-5, abs=1e-6), name
 
 
 def test_balance_is_conserved_by_every_loss():

@@ -1,31 +1,38 @@
-"""Map a function of one member over many, in chunks of one size."""
+"""Many members at once: what is asked, and what is returned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from dynamics import status, validate
-from dynamics.ensemble.progress import Progress
-from dynamics.ensemble.store import write_chunk
-from dynamics.trajectory import Trajectory
+from dynamics import status
+from dynamics.ensemble.design import Design
+from dynamics.ensemble.engine import Ensemble, Report, everything, observed
+from dynamics.ensemble.reductions import Reduced, Reduction
+from dynamics.ensemble.store import MemoryStore, Store
+from dynamics.segmented import Segmented
 
 
 class Result(NamedTuple):
     """What an ensemble returned, in the order of its members.
 
-    - `values`: what `one` returned, with a leading axis of members, on the host.
+    - `values`: what was kept of each member, with a leading axis of members, on the host; None where nothing was.
     - `status`: shape (members,): the status of the returned trajectory, else whether the values are finite.
     - `index`: shape (members,): the number of each member, which its key is folded from.
+    - `stats`: `steps` and `t_end` of each member where trajectories say them, each of shape (members,).
+    - `reduced`: statistics over members, by name (`nc1_mean`): arrays of shape (*by, ..., *shape) with their dimensions.
+    - `report`: how the run went.
     """
 
     values: Any
     status: np.ndarray
     index: np.ndarray
+    stats: dict[str, np.ndarray]
+    reduced: dict[str, Reduced]
+    report: Report
 
     @property
     def ok(self) -> np.ndarray:
@@ -34,86 +41,86 @@ class Result(NamedTuple):
 
 
 def run(
-    one: Callable,
-    members: PyTree,
+    one: Callable | Segmented,
+    members: PyTree | Design,
     *,
     key=None,
     cost: Callable | None = None,
     chunk: int | None = None,
-    store: str | Path | None = None,
+    store: str | Path | Store | None = None,
     progress: bool = True,
+    keep: Callable | None = everything,
+    watch: Callable = observed,
+    reduce: Sequence[Reduction] | Mapping[str, Sequence[Reduction]] = (),
+    by: Sequence[str] = (),
+    lanes: int | None = None,
+    memory: int | float | str | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    shard: bool = False,
+    process: tuple[int, int] = (0, 1),
+    only=None,
 ) -> Result:
-    """Map `one` over the leading axis of `members`.
+    """Map `one` over many members.
 
-    Members are independent: with the same chunk size a member's numbers do not depend, by one bit, on which others share its
-    chunk, whether they fail, or in what order they run.
+    Members are independent: with the same chunk and lanes a member's numbers do not depend, by one bit, on which others share
+    its chunk, whether they fail, in what order they run, or how many devices and processes there are.
 
     **Arguments:**
 
-    - `one`: takes one member, and with `key` also a key of its own, `fold_in(key, index)`; returns any pytree.
-    - `members`: a pytree of arrays with a common leading axis.
-    - `cost`: maps a member to a number; members are run in its order, so that those alike in cost share a chunk. None: as
-      given.
-    - `chunk`: members per call; None is all, at most 1024. The last chunk is padded with copies of its first member.
-    - `store`: a folder; each finished chunk is also written there as `chunk-<number>.npz`, whole or not at all.
+    - `one`: takes one member, and with `key` also a key of its own, `fold_in(key, number)`; returns any pytree. Or a
+      `Segmented` motion (`dynamics.segmented_flow`): finished members then leave their lane to the next one.
+    - `members`: a pytree of arrays with a common leading axis, or a `Design` of named axes.
+    - `cost`: maps a member (and, if it has a second argument, its key) to a number; the hardest members run first, so that
+      those alike in cost share a chunk. None: as given.
+    - `chunk`: members per call, a multiple of `lanes` (rounded up to one), the unit that is stored. The last chunk is padded.
+      None chooses one for the number of members and the memory.
+    - `store`: a folder for the finished chunks. A run that stopped goes on where it was; a folder of another run is refused.
     - `progress`: a line on stderr after each chunk, when there are several.
+    - `keep`: a function of what `one` returned, whose value is kept for each member; None keeps statuses only.
+    - `watch`: a function of what `one` returned to a dictionary of named arrays, which `reduce` sees.
+    - `reduce`: reductions over members, for every watched array or by its name. No member is stored for them.
+    - `by`: names of axes whose values are not reduced over but kept apart.
+    - `lanes`: members that move side by side, in lockstep; None is 64 of a `Segmented`, else 256.
+    - `memory`: bytes, or a text such as "2GiB", that the chunks of all devices may take; None is half of what is free.
+    - `devices`: None is all local ones. Each runs chunks of its own; with `shard` every chunk is split over all of them.
+    - `process`: (index, count): this process runs the chunks i with i % count == index, and returns their members only.
+    - `only`: run only these member numbers.
 
-    **Raises:** `ValueError` where the members have no common leading axis, or the chunk is not a positive integer.
+    **Raises:** `ValueError` on the host for what does not fit together; `OutOfMemory` where a chunk does not fit;
+    `store.ForeignRun`, `store.Locked`, `store.CorruptFile` and `OSError` from the folder.
     """
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(members)}
-    if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
-        raise ValueError(f"members must be arrays with one common leading axis >= 1, got leading sizes {sorted(sizes)}")
-    total = sizes.pop()[0]
-    chunk = min(total, 1024) if chunk is None else min(validate.whole("chunk", chunk, 1), total)
-    index = np.arange(total)
-    order = index if cost is None else _by_cost(cost, members, chunk)
-    host = jax.tree.map(_on_host, members)
-
-    if key is None:
-        call = jax.jit(jax.vmap(lambda member, i: one(member)))
-    else:
-        call = jax.jit(jax.vmap(lambda member, i: one(member, jax.random.fold_in(key, i))))
-
-    pieces, codes, failed = [], [], 0
-    line = Progress(total, progress and total > chunk)
-    for number, begin in enumerate(range(0, total, chunk)):
-        chosen = order[begin : begin + chunk]
-        padded = np.concatenate([chosen, np.full(chunk - chosen.size, chosen[0])])
-        values = _rows(call(_rows(host, padded), jnp.asarray(padded)), slice(chosen.size))
-        pieces.append(values)
-        codes.append(_status(values))
-        if store is not None:
-            write_chunk(Path(store), number, chosen, codes[-1], values)
-        failed += int(np.sum(codes[-1] != status.OK))
-        line.update(begin + chosen.size, failed)
-    back = np.argsort(order, kind="stable")
-    values = jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *pieces)
-    return Result(values, np.concatenate(codes)[back], index)
+    ensemble = Ensemble(
+        one,
+        members,
+        key=key,
+        cost=cost,
+        chunk=chunk,
+        keep=keep,
+        watch=watch,
+        reduce=reduce,
+        by=by,
+        lanes=lanes,
+        memory=memory,
+        devices=devices,
+        shard=shard,
+        process=process,
+        only=only,
+    )
+    with ensemble.opened(store) as chunks:
+        ensemble.execute(chunks, progress=progress)
+        return _collected(ensemble, chunks)
 
 
-def _rows(tree: PyTree, which) -> PyTree:
-    """The chosen rows of every leaf, on the host."""
-    return jax.tree.map(lambda leaf: _on_host(leaf)[which], tree)
-
-
-def _on_host(leaf):
-    """The leaf as a NumPy array; random keys, which NumPy cannot hold, as they are."""
-    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return leaf if is_key else np.asarray(leaf)
-
-
-def _by_cost(cost: Callable, members: PyTree, chunk: int) -> np.ndarray:
-    costs = np.asarray(jax.jit(lambda m: jax.lax.map(cost, m, batch_size=chunk))(members))
-    if costs.ndim != 1:
-        raise ValueError(f"cost must return a scalar for each member, got shape {costs.shape[1:]}")
-    return np.argsort(costs, kind="stable")
-
-
-def _status(values: PyTree) -> np.ndarray:
-    """Codes of a chunk: of the first trajectory in what was returned, else from finiteness."""
-    for leaf in jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, Trajectory)):
-        if isinstance(leaf, Trajectory):
-            return np.asarray(leaf.status)
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(values)]
-    finite = np.all([np.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in leaves], axis=0)
-    return np.where(finite, status.OK, status.NON_FINITE).astype(np.int32)
+def _collected(ensemble: Ensemble, store: Store | MemoryStore) -> Result:
+    """Everything in memory."""
+    kept = ensemble.shapes[0].kept
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(kept)]
+    leaves = [ensemble.array(store, f"values{jax.tree_util.keystr(path)}") for path in paths]
+    return Result(
+        values=None if ensemble.keep is None else jax.tree.unflatten(jax.tree.structure(kept), leaves),
+        status=ensemble.array(store, "status"),
+        index=ensemble.array(store, "index"),
+        stats={name: ensemble.array(store, name) for name in ensemble.shapes[0].stats},
+        reduced={f"{name}_{key}": one for name, _, found in ensemble.reduced(store) for key, one in found.items()},
+        report=ensemble.report(store),
+    )

@@ -11,9 +11,15 @@ from dynamics.observables.collapse import nc2_norms as nc2_norms
 from dynamics.observables.collapse import nc3 as nc3
 from dynamics.observables.collapse import nc4 as nc4
 from dynamics.observables.conserved import balance as balance
+from dynamics.observables.margins import average_margin as average_margin
+from dynamics.observables.margins import margin as margin
+from dynamics.observables.margins import normalized_margin as normalized_margin
 from dynamics.observables.norms import accuracy as accuracy
 from dynamics.observables.norms import bias_norm as bias_norm
 from dynamics.observables.norms import feature_norm as feature_norm
+from dynamics.observables.norms import gradient_norm as gradient_norm
 from dynamics.observables.norms import loss as loss
 from dynamics.observables.norms import objective as objective
 from dynamics.observables.norms import prototype_norm as prototype_norm
+from dynamics.observables.spectra import effective_rank as effective_rank
+from dynamics.observables.spectra import stable_rank as stable_rank

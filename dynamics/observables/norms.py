@@ -1,11 +1,13 @@
-"""Sizes, loss and accuracy."""
+"""Sizes, loss, gradient and accuracy."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dynamics import state as tree
 from dynamics.observables.base import observable
 from dynamics.problems import LayerPeeled, Peeled, Problem
+from dynamics.rates import Rates
 
 
 @observable()
@@ -36,6 +38,16 @@ def loss(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
 def objective(problem: Problem, state) -> Float[Array, ""]:
     """What is minimised: the mean loss and the decay terms."""
     return problem.objective(state)
+
+
+@observable()
+def gradient_norm(problem: Problem, state) -> Float[Array, ""]:
+    """The norm of the motion at unit rates, all parts together: zero exactly where flow and descent stand still.
+
+    That is the norm of the gradient of the objective in the parts that are trained (kernels included where there are any).
+    """
+    start = jnp.zeros((), jnp.result_type(*jax.tree.leaves(state)))
+    return tree.norm(problem.pace(problem.force(state), state, Rates.equal(1.0), start))
 
 
 @observable()

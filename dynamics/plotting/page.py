@@ -1,7 +1,6 @@
 """A page of panels, and its files."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+
+from dynamics.whole_file import whole_file
 
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -79,15 +80,10 @@ def save(figure: Figure, folder: Path | str, name: str) -> list[Path]:
     try:
         for kind in ("png", "pdf"):
             target = folder / f"{name}.{kind}"
-            partial = folder / f".tmp-{os.getpid()}-{target.name}"
             # no date inside: the same figure gives the same file
             metadata = {"CreationDate": None} if kind == "pdf" else None
-            try:
-                with matplotlib.rc_context(STYLE):
-                    figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with matplotlib.rc_context(STYLE), whole_file(target) as file:
+                figure.savefig(file, format=kind, dpi=200, metadata=metadata)
             paths.append(target)
     finally:
         fonts.setLevel(level)

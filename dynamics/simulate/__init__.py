@@ -2,3 +2,4 @@
 
 from dynamics.simulate.descent import descent as descent
 from dynamics.simulate.flow import flow as flow
+from dynamics.simulate.segmented_flow import segmented_flow as segmented_flow

@@ -1,12 +1,12 @@
 """Gradient flow of any problem, integrated by diffrax."""
 
 import warnings
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamics import state as tree
 from dynamics import status, validate
@@ -51,6 +51,74 @@ def flow(
 
     **Raises:** `ValueError` on the host for anything out of range that is known before tracing.
     """
+    if method not in ("auto", "general"):
+        raise ValueError(f"method must be 'auto' or 'general', got {method!r}")
+    max_steps = validate.whole("max_steps", max_steps, 1)
+    run = prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap)
+    # the solver raises at times out of order
+    times = jnp.where(run.valid, run.ts, jnp.arange(run.ts.shape[0], dtype=run.ts.dtype))
+
+    def moved(t, y, args):
+        motion = velocity(t, y, args)
+        return tree.select(run.valid, motion, jax.tree.map(jnp.zeros_like, motion))
+
+    def stop(t, y, args, **_):
+        return ~(tree.norm(y) <= run.norm_cap)
+
+    with jax.default_matmul_precision("highest"):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(moved),  # pyright: ignore[reportArgumentType]
+            run.solver,
+            t0=jnp.zeros((), times.dtype),
+            t1=times[-1],
+            dt0=None,
+            y0=run.start,
+            args=(run.problem, run.rates),
+            saveat=diffrax.SaveAt(
+                subs=[
+                    diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: observe_state(observe, args[0], args[0].complete(y))),
+                    diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: (t, y)),
+                ]
+            ),
+            stepsize_controller=step_control(run.rates, times[-1], run.rtol, run.atol),
+            event=diffrax.Event(stop),
+            max_steps=max_steps,
+            throw=False,
+        )
+    assert solution.ys is not None
+    saved, (last_time, last_state) = solution.ys
+    results = diffrax.RESULTS
+    code = ending(
+        run.valid,
+        whole=solution.result == results.successful,
+        out_of_steps=(solution.result == results.max_steps_reached) | (solution.result == results.max_steps_rejected),
+        runaway=(solution.result == results.event_occurred) & tree.all_finite(last_state),
+    )
+    saved = _with_start(times, saved, observe_state(observe, run.problem, run.problem.complete(run.start)))
+    return moved_as(run.ts, saved, observe, run.valid, ended(code, run.begins), solution.stats["num_steps"], last_time[0])
+
+
+class Prepared(NamedTuple):
+    """A checked run of one member, every floating number in the dtype of the state.
+
+    A bad member, not `valid`, moves nowhere from a harmless start: it costs a few steps and cannot hold up its batch.
+    `begins` is the status of the start.
+    """
+
+    problem: Problem
+    start: PyTree
+    rates: Rates
+    ts: Float[Array, " times"]
+    valid: Bool[Array, ""]
+    begins: Int[Array, ""]
+    norm_cap: Float[Array, ""]
+    rtol: float
+    atol: float
+    solver: diffrax.AbstractSolver
+
+
+def prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap) -> Prepared:
+    """The run that the arguments of `flow` ask for; raises `ValueError` on the host where they are out of range."""
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a dynamics problem, got {type(problem).__name__}")
     state = problem.check(state)
@@ -59,67 +127,58 @@ def flow(
     problem, rates = tree.cast((problem, rates), dtype)
     ts = check_times(ts, dtype)
     check_observe(observe)
-    rtol, atol = _tolerances(rtol, atol, dtype)
-    max_steps = validate.whole("max_steps", max_steps, 1)
-    if method not in ("auto", "general"):
-        raise ValueError(f"method must be 'auto' or 'general', got {method!r}")
-    norm_cap = check_norm_cap(norm_cap, dtype)
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and validate.tolerance(name, value, dtype) < 100 * float(jnp.finfo(dtype).eps):
+            warnings.warn(f"{name} = {value:g} is within 100 eps of {jnp.dtype(dtype)}: rounding may dominate", stacklevel=3)
+    rtol, atol, solver = choices(rtol, atol, solver, dtype)
+    begins = problem.start_code(state)
+    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
+    start = tree.select(valid, state, jax.tree.map(jnp.ones_like, state))
+    return Prepared(problem, start, rates, ts, valid, begins, check_norm_cap(norm_cap, dtype), rtol, atol, solver)
+
+
+def choices(rtol, atol, solver, dtype) -> tuple[float, float, diffrax.AbstractSolver]:
+    """Tolerances and solver, the usual ones where None is given."""
+    usual = 1e-8 if dtype == jnp.float64 else 1e-5
+    rtol, atol = (usual if value is None else float(value) for value in (rtol, atol))
     if solver is None:
         solver = diffrax.Tsit5() if rtol >= 1e-8 else diffrax.Dopri8()
     elif not isinstance(solver, diffrax.AbstractSolver):
         raise ValueError(f"solver must be a diffrax solver, got {solver!r}")
+    return rtol, atol, solver
 
-    begins = problem.start_code(state)
-    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
-    asked, ts = ts, jnp.where(valid, ts, jnp.arange(ts.shape[0], dtype=dtype))  # the solver raises at times out of order
-    # a bad member moves nowhere from a harmless start: it costs a few steps and cannot hold up its batch
-    start = tree.select(valid, state, jax.tree.map(jnp.ones_like, state))
 
-    def velocity(t, y, args):
-        problem, rates = args
-        moved = problem.pace(problem.force(y), y, rates, t)
-        return tree.select(valid, moved, jax.tree.map(jnp.zeros_like, moved))
+def velocity(t, y, args):
+    """The motion of a state; `args` is (problem, rates)."""
+    problem, rates = args
+    return problem.pace(problem.force(y), y, rates, t)
 
-    def stop(t, y, args, **_):
-        return ~(tree.norm(y) <= norm_cap)
 
-    t_end = ts[-1]
-    controller = diffrax.PIDController(rtol=rtol, atol=atol, dtmin=jnp.finfo(dtype).eps * 1e-3 * t_end)
+def step_control(rates: Rates, t_end, rtol: float, atol: float):
+    """Steps by the error of each, and to either side of every jump of the rates."""
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, dtmin=jnp.finfo(t_end.dtype).eps * 1e-3 * t_end)
     jumps = rates.jumps()
-    if jumps.shape[0]:
-        controller = diffrax.ClipStepSizeController(controller, jump_ts=jumps.astype(dtype))
-    with jax.default_matmul_precision("highest"):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(velocity),  # pyright: ignore[reportArgumentType]
-            solver,
-            t0=jnp.zeros((), dtype),
-            t1=t_end,
-            dt0=None,
-            y0=start,
-            args=(problem, rates),
-            saveat=diffrax.SaveAt(
-                subs=[
-                    diffrax.SubSaveAt(ts=ts, fn=lambda t, y, args: observe_state(observe, args[0], args[0].complete(y))),
-                    diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: (t, y)),
-                ]
-            ),
-            stepsize_controller=controller,
-            event=diffrax.Event(stop),
-            max_steps=max_steps,
-            throw=False,
-        )
-    assert solution.ys is not None
-    saved, (last_time, last_state) = solution.ys
-    code = _status(solution.result, valid, tree.all_finite(last_state))
-    last_time = jnp.where(valid, last_time[0], 0.0)
-    saved = _with_start(ts, saved, observe_state(observe, problem, problem.complete(start)))
+    return diffrax.ClipStepSizeController(controller, jump_ts=jumps.astype(t_end.dtype)) if jumps.shape[0] else controller
+
+
+def ending(valid, *, whole, out_of_steps, runaway) -> Int[Array, ""]:
+    """The status of a solve: the whole way, out of steps, stopped at a finite norm past the cap, else nothing finite left."""
+    code = jnp.where(runaway, status.NORM_CAP, status.NON_FINITE)
+    code = jnp.where(out_of_steps, status.MAX_STEPS, code)
+    code = jnp.where(whole, status.OK, code)
+    return jnp.where(valid, code, status.BAD_INPUT).astype(jnp.int32)
+
+
+def moved_as(ts, saved: PyTree, observe, valid, code, steps, last_time) -> Trajectory:
+    """The trajectory of a run that ended at `last_time`: what was saved up to there, NaN after."""
+    last_time = jnp.where(valid, last_time, 0.0)
     saved = blank((ts > last_time) | ~valid, saved)
     return Trajectory(
-        ts=asked,
+        ts=ts,
         states=saved if observe is None else None,
         observed={} if observe is None else saved,
-        status=ended(code, begins),
-        stats={"steps": jnp.where(valid, solution.stats["num_steps"], 0), "t_end": last_time},
+        status=code,
+        stats={"steps": jnp.where(valid, steps, 0), "t_end": last_time},
     )
 
 
@@ -131,24 +190,3 @@ def _with_start(ts, saved: PyTree, at_start: PyTree) -> PyTree:
         return jnp.where(spoiled.reshape(-1, *(1,) * first.ndim), first, values)
 
     return jax.tree.map(one, saved, at_start)
-
-
-def _tolerances(rtol, atol, dtype) -> tuple[float, float]:
-    usual = 1e-8 if dtype == jnp.float64 else 1e-5
-    chosen = []
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is not None and validate.tolerance(name, value, dtype) < 100 * float(jnp.finfo(dtype).eps):
-            warnings.warn(f"{name} = {value:g} is within 100 eps of {jnp.dtype(dtype)}: rounding may dominate", stacklevel=3)
-        chosen.append(usual if value is None else float(value))
-    return chosen[0], chosen[1]
-
-
-def _status(result: diffrax.RESULTS, valid, finite):
-    results = diffrax.RESULTS
-    # the event marks a runaway norm; when nothing finite is left, or no step however small keeps it finite, say so instead
-    code = jnp.full((), status.NON_FINITE)
-    code = jnp.where(result == results.event_occurred, jnp.where(finite, status.NORM_CAP, status.NON_FINITE), code)
-    out_of_steps = (result == results.max_steps_reached) | (result == results.max_steps_rejected)
-    code = jnp.where(out_of_steps, status.MAX_STEPS, code)
-    code = jnp.where(result == results.successful, status.OK, code)
-    return jnp.where(valid, code, status.BAD_INPUT).astype(jnp.int32)

@@ -1,0 +1,133 @@
+"""The labelled result of a run: its chunks as variables, one at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from dynamics.ensemble.dataset import Variable
+
+from dynamics import ensemble, status
+from dynamics.cli import config as configuration
+from dynamics.cli import sweep as sweeps
+from dynamics.ensemble import Ensemble
+from dynamics.ensemble.store import MemoryStore, Store
+
+FILES = {"netcdf": "result.nc", "zarr": "result.zarr"}
+
+
+def coordinates(config, sweep: sweeps.Sweep, members: Ensemble) -> Iterator[Variable]:
+    """Member numbers, times, and every swept axis."""
+    numbers = np.sort(np.concatenate([group.numbers for group in members.groups]))
+    yield Variable("member", ("member",), numbers.astype(np.int64), {"long_name": "number of the member"})
+    clock = {"flow": ("time of the flow", "1 / learning rate"), "descent": ("iteration", "1")}[config.motion.verb]
+    yield Variable("time", ("time",), np.asarray(sweep.ts, float), {"long_name": clock[0], "units": clock[1]})
+    for name, values in sweep.design.coordinates().items():
+        yield Variable(name, ("member",), values[numbers], {"long_name": f"swept axis {name}"})
+    for axis in sweep.design.axes:
+        if axis.name in members.by:
+            cell = f"{axis.name}_cell"
+            yield Variable(cell, (cell,), axis.coordinate(), {"long_name": f"statistics at this value of {axis.name}"})
+    named: set[str] = set()
+    for name, reductions in members.reduce.items():
+        for reduction in reductions:
+            for dim, values in reduction.coordinates().items():
+                if (label := _label(name, dim)) not in named:
+                    named.add(label)
+                    yield Variable(label, (label,), values, {"long_name": dim.replace("_", " ")})
+
+
+def variables(config, sweep: sweeps.Sweep, members: Ensemble, store: Store | MemoryStore) -> Iterator[Variable]:
+    """Everything that was kept of single members, then the statistics over them."""
+    yield Variable(
+        "status",
+        ("member",),
+        members.array(store, "status").astype(np.int8),
+        {
+            "long_name": "how the run of the member ended",
+            "flag_values": np.arange(len(status.NAMES), dtype=np.int8),
+            "flag_meanings": " ".join(status.NAMES),
+        },
+    )
+    texts = {"steps": "steps taken", "t_end": "time reached"}
+    for name in members.shapes[0].stats:
+        yield Variable(name, ("member",), lambda name=name: members.array(store, name), {"long_name": texts[name]})
+    for path, leaf in jax.tree_util.tree_leaves_with_path(members.shapes[0].kept):
+        name, key = path[-1].key, f"values{jax.tree_util.keystr(path)}"
+        trajectory = not name.endswith("_final")
+        extra = leaf.shape[1:] if trajectory else leaf.shape
+        dims = ("member", *(("time",) if trajectory else ()), *(f"{name}_{axis}" for axis in range(len(extra))))
+        text = name.removesuffix("_final") + ("" if trajectory else " at the last saved time that was reached")
+        yield Variable(name, dims, lambda key=key: members.array(store, key), {"long_name": text})
+    by = tuple(f"{name}_cell" for name in members.by)
+    for name, _, found in members.reduced(store):
+        for key, one in found.items():
+            extra = tuple(_label(name, dim) for dim in one.dims[len(by) :])
+            rest = one.values.ndim - len(by) - len(extra)
+            dims = by + extra + (("time",) if rest else ()) + tuple(f"{name}_{axis}" for axis in range(rest - 1))
+            yield Variable(f"{name}_{key}", dims, one.values, {"long_name": f"{key} of {name} over members", **one.attributes})
+
+
+def _label(name: str, dim: str) -> str:
+    """Quantile levels are common to all variables; bins are each variable's own."""
+    return dim if dim == "quantile" else f"{name}_{dim}"
+
+
+def whole_states(config, chosen: list[int]) -> Iterator[Variable]:
+    """The states of the named members at all times: they are run again, keeping states."""
+    if not chosen:
+        return
+    sweep = sweeps.build(config, states=True)
+    numbers = np.sort(np.asarray(chosen))
+    result = ensemble.run(
+        sweep.one,
+        sweep.design,
+        key=sweep.key,
+        keep=lambda moved: moved.states,
+        only=numbers,
+        progress=False,
+        devices=jax.local_devices()[:1],
+    )
+    yield Variable("whole", ("whole",), result.index, {"long_name": "number of the member whose states are kept"})
+    for name, dims in (("features", ("sample", "dim")), ("prototypes", ("class", "dim")), ("biases", ("class",))):
+        yield Variable(name, ("whole", "time", *dims), getattr(result.values, name), {"long_name": name})
+
+
+def attributes(config, sweep: sweeps.Sweep, members: Ensemble, versions: dict[str, str]) -> dict:
+    """What a reader must know to run it again."""
+    device = members.devices[0]
+    return {
+        "title": config.title or config.name,
+        "name": config.name,
+        "config": configuration.dumps(config),
+        "config_sha256": configuration.sha256(config),
+        "seed": config.seed,
+        "precision": config.precision,
+        "chunk": members.chunk,
+        "lanes": members.lanes,
+        "platform": device.platform,
+        "device": device.device_kind,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "sources": "\n".join(sweep.sources),
+    }
+
+
+def write(folder: Path, config, sweep: sweeps.Sweep, members: Ensemble, store: Store, versions: dict[str, str]) -> Path:
+    """Write the result of a complete run into its folder, and register it."""
+    from dynamics.ensemble import dataset
+
+    def everything():
+        yield from variables(config, sweep, members, store)
+        yield from whole_states(config, config.keep.states)
+
+    path = folder / FILES[config.run.format]
+    dataset.write(
+        path,
+        coordinates(config, sweep, members),
+        everything(),
+        attributes(config, sweep, members, versions),
+        format=config.run.format,
+    )
+    if path.is_file():
+        store.add_file(path.name)
+    return path

@@ -1,0 +1,44 @@
+"""Margins: by how much the logit of the label leads. Negative where it does not."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dynamics import state as tree
+from dynamics.observables.base import observable
+from dynamics.problems import LayerPeeled, Peeled
+
+
+def own_and_others(problem: LayerPeeled, state: Peeled) -> tuple[Float[Array, " samples"], Float[Array, "samples others"]]:
+    """The logit of the label of each sample, and its other logits in the order of classes."""
+    logits, labels = problem.logits(state), jnp.asarray(problem.labels)[:, None]
+    others = jnp.arange(problem.num_classes - 1)
+    others = others + (others >= labels)
+    return jnp.take_along_axis(logits, labels, axis=1)[:, 0], jnp.take_along_axis(logits, others, axis=1)
+
+
+@observable()
+def margin(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    r"""The smallest over samples of $z_y - \max_{j \neq y} z_j$; positive when every sample is classified correctly."""
+    own, others = own_and_others(problem, state)
+    return jnp.min(own - jnp.max(others, axis=1))
+
+
+@observable()
+def average_margin(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    r"""The mean over samples (not weighted) of $z_y - \frac{1}{C-1}\sum_{j \neq y} z_j$."""
+    own, others = own_and_others(problem, state)
+    return jnp.mean(own - jnp.mean(others, axis=1))
+
+
+@observable()
+def normalized_margin(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
+    r"""The margin over $\|H\|^2 + \|W\|^2$, biases apart; NaN where both are zero.
+
+    Logits without biases are homogeneous of degree 2 in features and prototypes together, and then this is the margin of the
+    direction. Biases, and features that are normalised, break that: no scale invariance is declared.
+
+    **Reference:** K. Lyu, J. Li, Gradient descent maximizes the margin of homogeneous neural networks (2020).
+    """
+    size = tree.norm((state.features, state.prototypes))
+    # twice by the norm: its square would leave the float range at half the exponent
+    return jnp.where(size > 0, margin(problem, state) / size / size, jnp.nan)
