@@ -26,6 +26,24 @@ def uniform(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).random(shape)
 
 
+SWEEP = """
+name = "demo"
+problem = { num_classes = 3, per_class = 2 }
+start = { kind = "gaussian", dim = 4 }
+rates = { equal = 0.5 }
+motion = { verb = "flow", times = [0.0, 1.0, 4.0] }
+keep = { observables = ["nc1", "loss"] }
+[[sweep]]
+axis = "problem.loss.gamma"
+values = [0.2, 0.5]
+[[sweep]]
+axis = "start.seed"
+name = "draw"
+count = 4
+"""
+CONFIG = configuration.loads(SWEEP)
+
+
 def axes():
     figure, found = page(1, 1)
     return found[0, 0]
@@ -196,8 +214,7 @@ def drawn(monkeypatch):
 def formula(monkeypatch):
     """Closed forms that a test puts in the place of the real one."""
     found = {}
-    monkeypatch.setattr(pages, "_configuration", lambda data: (object(), ""))
-    monkeypatch.setattr(pages, "_words", lambda config: ["gradient flow"])
+    monkeypatch.setattr(pages, "_configuration", lambda data: (CONFIG, ""))
     monkeypatch.setattr(pages, "closed_form", lambda *given: Formula(found, "closed form of 5 of 9 members", ""))
     return found
 
@@ -246,7 +263,7 @@ def test_quantiles_are_drawn_over_time_with_the_closed_form(tmp_path, drawn, for
     assert counts.sum() == 47 and beside.get_xscale() == "log"
     assert [bar.get_width() for bar in strip.patches] == [49, 1]
     assert labels(figure) == ["simulated, median", "5–95 % of members, 25–75 % of members", "closed form of 5 of 9 members"]
-    assert figure.get_suptitle().startswith("Überraschung – demo\n50 members, gradient flow")
+    assert figure.get_suptitle().startswith("Überraschung – demo\n50 members, gradient flow of the unhinged loss")
 
 
 @pytest.mark.parametrize("groups", [3, 9])
@@ -376,8 +393,7 @@ def test_why_there_is_no_closed_form_is_said(tmp_path, drawn, monkeypatch, error
     def refuse(*args, **options):
         raise error
 
-    monkeypatch.setattr(configuration, "loads", lambda text: object())
-    monkeypatch.setattr(pages, "_words", lambda config: ["a flow"])
+    monkeypatch.setattr(configuration, "loads", lambda text: CONFIG)
     monkeypatch.setattr(by_formula.sweeps, "build", refuse)
     variables = {"nc1_mean": ("time", TIMES), "nc1_variance": ("time", TIMES)}
     pages.plot(written(tmp_path, variables, of_members(3)))

@@ -89,13 +89,9 @@ def _resume(folder: Path, options) -> int:
         sweep, members = _members(config, store)
         members.settle()
         here, before = running.environment(), store.about["environment"]
-        changed = [
-            f"{key}: {before.get(key)} then, {here[key]} now"
-            for key in ("versions", "platform", "device")
-            if here[key] != before.get(key)
-        ]
-        if changed:
-            log(f"resumed elsewhere ({'; '.join(changed)}): equal to rounding, not to the bit")
+        for key in ("versions", "platform", "device"):
+            if here[key] != before.get(key):
+                log(f"resumed elsewhere ({key}: {before.get(key)} then, {here[key]} now): equal to rounding, not to the bit")
         store.note(event="resumed", at=folders.stamp(), environment=here)
         return _work(config, sweep, members, store, quiet=options.quiet)
 
@@ -110,16 +106,9 @@ def _members(config, store: Store, process: tuple[int, int] | None = None) -> tu
     index, count = store.identity["process"] if process is None else process
     members = running.assemble(config, sweep, (index, count), chunk=store.identity["chunk"])
     if ORDER in store.files:
-        members.ordered_as(_array(store, ORDER))
+        members.ordered_as(np.load(store.file(ORDER), allow_pickle=False))
     store.require(_identity(config, members) | ({"process": [index, count]} if process is None else {}))
     return sweep, members
-
-
-def _array(store: Store, name: str) -> np.ndarray:
-    faults = [fault for fault in store.check() if name in fault]
-    if faults:
-        raise CorruptFile(f"{faults[0]}; without it the order of the members is unknown: start the run anew")
-    return np.load(store.folder / name, allow_pickle=False)
 
 
 def _work(config, sweep: sweeps.Sweep, members: Ensemble, store: Store, *, quiet: bool) -> int:
@@ -128,7 +117,7 @@ def _work(config, sweep: sweeps.Sweep, members: Ensemble, store: Store, *, quiet
     log(running.describe(members))
     mine = members.mine()
     missing = sum(chunk.members.size for chunk in mine if chunk.number not in store.entries)
-    begin = time.perf_counter()
+    begin, compiled = time.perf_counter(), members.compile_seconds
     try:
         members.execute(store, progress=Progress(sum(chunk.members.size for chunk in mine), not quiet))
     except KeyboardInterrupt:
@@ -138,7 +127,7 @@ def _work(config, sweep: sweeps.Sweep, members: Ensemble, store: Store, *, quiet
     except OSError as error:
         log(f"stopped: {error}; chunks already written stay; go on with: dynamics resume {store.folder}", shown=False)
         raise OSError(f"{error}; chunks already written stay; go on with: dynamics resume {store.folder}") from error
-    seconds = time.perf_counter() - begin - members.compile_seconds
+    seconds = time.perf_counter() - begin - (members.compile_seconds - compiled)
     report = members.report(store)
     pace = f"{missing / seconds:.0f} members/s, " if missing and seconds > 0 else ""
     log(f"{running.outcome(members, store)}; {pace}{seconds:.1f} s and {members.compile_seconds:.1f} s of compilation")
@@ -147,9 +136,8 @@ def _work(config, sweep: sweeps.Sweep, members: Ensemble, store: Store, *, quiet
         path = result.write(store.folder, config, sweep, members, store, running.versions())
         log(f"wrote {path}")
     else:
-        log(
-            f"part {members.process[0]} of {members.process[1]} is complete; join all with: dynamics merge {store.folder.parent}"
-        )
+        index, count = members.process
+        log(f"part {index} of {count} is complete; join all with: dynamics merge {store.folder.parent}")
     store.note(
         event="finished", at=folders.stamp(), seconds=round(seconds, 3), compile_seconds=round(members.compile_seconds, 3)
     )

@@ -10,6 +10,7 @@ from dynamics import ensemble
 from dynamics.cli import config as configuration
 from dynamics.cli import sweep as sweeps
 from dynamics.exact import NoClosedForm
+from dynamics.plotting.ensembles import thousands
 
 LEVELS = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 """Of members that were all kept, where the run has no statistics over them."""
@@ -95,7 +96,7 @@ def closed_form(config, names: Sequence[str], by: Sequence[str], levels: np.ndar
         return None if one is None else (one.values, tuple(one.dims))
 
     found = {name: curves(name, lookup, levels if name in sweep.reduce else LEVELS) for name in names}
-    text = "closed form" if good == total else f"closed form of {good} of the {total} members"
+    text = "closed form" if good == total else f"closed form of {thousands(good)} of the {thousands(total)} members"
     return Formula({name: one for name, one in found.items() if one is not None}, text, "")
 
 

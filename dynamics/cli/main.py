@@ -61,22 +61,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value, e.g. start.scale=0.1")
     run.add_argument("--dry-run", action="store_true", help="print the sizes of the run and stop")
     run.add_argument("--overwrite", action="store_true", help="move what stands in DIR aside first")
-    run.add_argument(
-        "--process-index", type=natural, metavar="I", help="which of the processes this is, from 0 (default: SLURM's)"
-    )
+    run.add_argument("--process-index", type=natural, metavar="I", help="which process this is, from 0 (default: SLURM's)")
     run.add_argument("--process-count", type=positive, metavar="N", help="how many processes share the run (default: SLURM's)")
-    run.add_argument(
-        "--distributed", metavar="HOST:PORT", help="join the processes through jax.distributed; not needed otherwise"
-    )
+    run.add_argument("--distributed", metavar="HOST:PORT", help="join the processes through jax.distributed")
 
     resume = command("resume", "go on with a run that stopped", "resume runs/demo-20260101T000000Z-0123abcd")
     resume.add_argument("folder", type=Path, metavar="DIR")
-    resume.add_argument(
-        "--take-lock", action="store_true", help="take over the lock of a process of this computer that is gone"
-    )
+    resume.add_argument("--take-lock", action="store_true", help="take over the lock of a process that is gone")
     for one in (run, resume):
         one.add_argument(
-            "--devices", type=positive, metavar="N", help="CPU devices, each runs chunks of its own (default: cores)"
+            "--devices", type=positive, metavar="N", help="CPU devices, each with chunks of its own (default: cores)"
         )
         one.add_argument("--quiet", action="store_true", help="no progress line")
 
@@ -115,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dynamics.cli import commands
 
     os.environ.setdefault("EQX_ON_ERROR", "nan")  # callbacks of error checks would keep programs out of the compile cache
+    os.environ.setdefault("NPROC", str(2 * (os.cpu_count() or 1)))  # more threads than devices, see ensemble/program.py
     try:
         with _terminated_as_interrupted(), _warnings_in_one_line(top.prog):
             return _call(getattr(commands, options.command), options)

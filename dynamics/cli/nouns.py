@@ -5,11 +5,11 @@ new loss or schedule needs no edit here.
 """
 
 import inspect
+import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from dynamics import class_sizes, initial, losses, observables, schedules, validate
@@ -95,8 +95,16 @@ def keys(room: Room, kind: str) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in found.items() if name not in room.given}
 
 
-def resolved(room: Room, path: str, table: Any, nested: bool = False) -> dict[str, Any]:
+def at(path: str, known: Iterable[str], error: Exception) -> ConfigError:
+    """What a constructor says, with the path before it: down to the key that its message begins with."""
+    word = re.split(r"\W", str(error), maxsplit=1)[0]
+    return ConfigError(f"{path}.{word}: {error}" if word in known else f"{path}: {error}")
+
+
+def resolved(room: Room, path: str, table: Any, nested: bool = False, beside: Sequence[str] = ()) -> dict[str, Any]:
     """The table with every key checked, whole numbers as floats where floats are meant, and defaults filled in.
+
+    Keys that stand `beside` those of the kind are left to the caller.
 
     **Raises:** `ConfigError` naming the path, what was given, and the nearest of what is allowed.
     """
@@ -109,8 +117,8 @@ def resolved(room: Room, path: str, table: Any, nested: bool = False) -> dict[st
         raise ConfigError(f"{path}.kind: unknown {room.what} {kind!r}; {validate.nearest(kind, _names(room, nested))}")
     known = keys(room, kind)
     for name in table:
-        if name != "kind" and name not in known:
-            raise ConfigError(f"{path}.{name}: unknown key of {kind}; {validate.nearest(name, ['kind', *known])}")
+        if name not in ("kind", *known, *beside):
+            raise ConfigError(f"{path}.{name}: unknown key of {kind}; {validate.nearest(name, ['kind', *known, *beside])}")
     out: dict[str, Any] = {"kind": kind}
     for name, parameter in known.items():
         if name in table:
@@ -154,21 +162,23 @@ def built(room: Room, path: str, table: Any, **given) -> Any:
     """
     if not isinstance(table, Mapping):
         return table
-    arguments = {name: _argument(room, f"{path}.{name}", value, given) for name, value in table.items() if name != "kind"}
     make = room.kinds[table["kind"]]
     wanted = inspect.signature(make).parameters
+    arguments = {
+        name: _argument(room, f"{path}.{name}", wanted[name], value, given) for name, value in table.items() if name != "kind"
+    }
     try:
         return make(**arguments, **{name: value for name, value in given.items() if name in wanted})
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise at(path, arguments, error) from error
 
 
-def _argument(room: Room, path: str, value: Any, given: dict) -> Any:
+def _argument(room: Room, path: str, parameter: inspect.Parameter, value: Any, given: dict) -> Any:
     if isinstance(value, Mapping):
         return built(room, path, value, **given)
-    if room is SCHEDULES and path.rsplit(".", 1)[-1] in ("after", "schedule"):
+    if room is SCHEDULES and _type(parameter) == "noun":
         return schedules.as_schedule(value)
     if room is STARTS and (isinstance(value, list) or np.ndim(value) == 1):
         return tuple(value)
@@ -238,7 +248,3 @@ def numbers(value: Any) -> float | list | None:
         return None if any(one is None for one in found) else found
     return None
 
-
-def is_traced(value: Any) -> bool:
-    """Whether a value is an array under way."""
-    return isinstance(value, jax.Array)

@@ -1,6 +1,7 @@
 """Pictures of a finished run: every observable over time against its closed form, and maps over two swept axes."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,19 +46,20 @@ def plot(
     validate.whole("theory_members", theory_members, 1)
     with reading.opened(folder) as data:
         names = reading.observables(data, observables)
-        pair = reading.pair(data, axes)
+        config, why = _configuration(data)
+        pair = reading.pair(data, axes, reading.seeds(config))
         for name in names if axes is not None else ():
             if f"{name}_final" not in data:
                 raise ValueError(f"axes: no last values of {name} to draw a map of; run again with --set keep.final=true")
-        config, why = _configuration(data)
         title = _title(data, config)
+        itself = config is not None and config.motion.by == "formula"
         formula = Formula({}, "", why if theory else "")
-        if theory and config is not None:
+        if theory and config is not None and not itself:
             by = next((found for name in names if (found := reading.kept_apart(data, name))), [])
             formula = closed_form(config, names, by, reading.levels(data), theory_members)
         paths: list[Path] = []
         for name in names:
-            paths += _page_over_time(data, name, formula, title, out)
+            paths += _page_over_time(data, name, "by formula" if itself else "simulated", formula, title, out)
             if pair is not None and f"{name}_final" in data:
                 paths += _page_of_maps(data, name, pair, title, out)
         return paths
@@ -82,7 +84,10 @@ def _title(data, config: configuration.SweepConfig | None) -> str:
 
 
 def _words(config: configuration.SweepConfig) -> list[str]:
-    return ["gradient flow of the unhinged loss"]
+    motion = config.motion
+    moves = ("stochastic " if motion.batch_size is not None else "") + f"gradient {motion.verb}"
+    loss = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", config.problem.loss["kind"]).lower()
+    return [f"{moves} of the {loss} loss" + (" by formula" if motion.by == "formula" else "")]
 
 
 def _labelled(data, *names: str) -> str:
@@ -99,7 +104,7 @@ def _short(value) -> str:
 # ---- pages ----
 
 
-def _page_over_time(data, name: str, formula: Formula, title: str, out: Path) -> list[Path]:
+def _page_over_time(data, name: str, how: str, formula: Formula, title: str, out: Path) -> list[Path]:
     """An observable over time and at the end, and how the members ended."""
     by, simulated, exact = reading.kept_apart(data, name), _simulated(data, name), formula.curves.get(name)
     groups = data[f"{by[0]}_cell"].values if by else np.zeros(1)
@@ -124,7 +129,7 @@ def _page_over_time(data, name: str, formula: Formula, title: str, out: Path) ->
     ensembles.key(
         figure,
         (over_time + beside)[0],
-        wide=f"simulated, {simulated.text}" if simulated is not None else "",
+        wide=f"{how}, {simulated.text}" if simulated is not None else "",
         shaded=", ".join(simulated.shaded[:bands]) if simulated is not None else "",
         dashed=formula.text if exact is not None else "",
         note=formula.why,

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from dynamics import status, validate
+from dynamics.cli.config import SweepConfig
 from dynamics.extras import need
 
-SEEDS = ("seed", "seeds", "start")
-"""Axes that no map is drawn over unless asked for."""
 BINS = 40
 
 
@@ -52,12 +51,19 @@ def levels(data) -> np.ndarray:
     return data["quantile"].values if "quantile" in data.coords else np.array([])
 
 
-def pair(data, axes: Sequence[str] | None) -> tuple[str, str] | None:
+def seeds(config: SweepConfig | None) -> set[str]:
+    """The names of the axes that only draw starts anew, which no map is drawn over unless asked for."""
+    factors = [] if config is None else config.sweep
+    singles = [one for factor in factors for one in (factor.zip or [factor])]
+    return {"seed", *(one.name for one in singles if one.axis == "start.seed" and one.name)}
+
+
+def pair(data, axes: Sequence[str] | None, seeds: set[str]) -> tuple[str, str] | None:
     """The two axes of the maps: those asked for, or the first two that are crossed with each other."""
     per_member = [str(name) for name, values in data.coords.items() if values.dims == ("member",) and name != "member"]
     swept = [name for name in per_member if np.unique(data[name].values).size > 1]
     if axes is None:
-        free = [name for name in swept if name not in SEEDS]
+        free = [name for name in swept if name not in seeds]
         return next((pair for pair in itertools.combinations(free, 2) if _crossed(data, *pair)), None)
     for name in axes:
         validate.choice("axes", name, swept)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from dynamics.ensemble.dataset import Variable
 
 from dynamics import ensemble, status
 from dynamics.cli import config as configuration
 from dynamics.cli import sweep as sweeps
 from dynamics.ensemble import Ensemble
+from dynamics.ensemble.dataset import Variable
 from dynamics.ensemble.store import MemoryStore, Store
 
 FILES = {"netcdf": "result.nc", "zarr": "result.zarr"}
@@ -128,6 +128,5 @@ def write(folder: Path, config, sweep: sweeps.Sweep, members: Ensemble, store: S
         attributes(config, sweep, members, versions),
         format=config.run.format,
     )
-    if path.is_file():
-        store.add_file(path.name)
+    store.add_file(path.name if path.is_file() else f"{path.name}/zarr.json")
     return path

@@ -211,8 +211,8 @@ class Ensemble:
             smaller = max(self.unit, int(self.chunk * min(0.5, 0.9 * self.cap / self.forecast)) // self.unit * self.unit)
             if not self.automatic or smaller >= self.chunk:
                 raise OutOfMemory(
-                    f"a chunk of {self.chunk} members needs {bytes_of.shown(self.forecast)} on {len(slots)} device(s), over the "
-                    f"{bytes_of.shown(self.cap)} allowed; give chunk={smaller}, fewer lanes than {self.lanes}, or more memory"
+                    f"a chunk of {self.chunk} members needs {bytes_of.shown(self.forecast)} on {len(slots)} device(s), "
+                    f"{bytes_of.shown(self.cap)} are allowed; give chunk={smaller}, fewer than {self.lanes} lanes, or more memory"
                 )
             self.chunk = self._rounded(smaller)
             self._compiled.clear()
@@ -306,6 +306,9 @@ class Ensemble:
         before = [store.entries[chunk.number] for chunk in mine if chunk.number in store.entries]
         if not isinstance(progress, Progress):
             progress = Progress(sum(chunk.members.size for chunk in mine), progress and len(mine) > 1)
+        for group in sorted({chunk.group for chunk in todo}):
+            for slot in self.slots():
+                self.compiled(group, slot)  # before the clock of the progress line starts
         progress.begin(sum(entry["members"] for entry in before), sum(entry["failed"] for entry in before))
         free: SimpleQueue = SimpleQueue()
         slots = self.slots()

@@ -66,6 +66,18 @@ def held(path: Path, take: bool = False) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def holder(path: Path) -> str | None:
+    """Who holds the lock, for people; None where nobody does."""
+    try:
+        _, found = _read(path)
+    except FileNotFoundError:
+        return None
+    if found is None:
+        return "by someone it does not name"
+    gone = ", which is gone" if is_gone(found) else ""
+    return f"by process {found['pid']} on {found['host']}{gone}, since {found['since']}"
+
+
 def is_gone(holder: dict) -> bool:
     """Whether the holder ran on this host and is no more; its number may be another process's by now."""
     if holder["host"] != platform.node() or os.name == "nt":  # there, signal 0 would end a living process

@@ -44,10 +44,14 @@ def objective(problem: Problem, state) -> Float[Array, ""]:
 def gradient_norm(problem: Problem, state) -> Float[Array, ""]:
     """The norm of the motion at unit rates, all parts together: zero exactly where flow and descent stand still.
 
-    That is the norm of the gradient of the objective in the parts that are trained (kernels included where there are any).
+    That is the norm of the gradient of the objective in the parts that are trained (kernels included where there are any). It is
+    right down to the smallest numbers: an exact zero beside a positive margin says that the gradient itself has underflowed.
     """
     start = jnp.zeros((), jnp.result_type(*jax.tree.leaves(state)))
-    return tree.norm(problem.pace(problem.force(state), state, Rates.equal(1.0), start))
+    motion = problem.pace(problem.force(state), state, Rates.equal(1.0), start)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(motion)]))
+    unit = jnp.where(largest > 0, largest, 1.0)
+    return unit * tree.norm(jax.tree.map(lambda leaf: leaf / unit, motion))
 
 
 @observable()

@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 
 def headline(text: str, width: float) -> str:
     """A title whose lines fit into a page of so many inches."""
-    lines = (textwrap.fill(line, int(width / 0.105)) for line in text.splitlines())
+    lines = (textwrap.fill(line, int(width / 0.09)) for line in text.splitlines())
     return printable("\n".join(lines))
 
 

@@ -96,16 +96,16 @@ def segmented_flow(
         problem, state, rates = build(*member)
         run = prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap)
         solve = _solve(run.rates, run.ts[-1], run.rtol, run.atol, run.solver)
-        with jax.default_matmul_precision("highest"):
-            moving = _at_rest(solve, run.start, (run.problem, run.rates), run.ts[-1])
-        moving = moving._replace(stopped=~(tree.norm(run.start) <= run.norm_cap))
         shapes = jax.eval_shape(look, run.problem, run.start)
         zeros = jax.tree.map(lambda leaf: jnp.zeros((ts.shape[0], *leaf.shape), leaf.dtype), shapes)
-        first = jax.lax.cond(
-            run.ts[0] == 0,
-            lambda: jax.tree.map(lambda all, one: all.at[0].set(one), zeros, look(run.problem, run.start)),
-            lambda: zeros,
-        )
+        with jax.default_matmul_precision("highest"):
+            moving = _at_rest(solve, run.start, (run.problem, run.rates), run.ts[-1])
+            first = jax.lax.cond(
+                run.ts[0] == 0,
+                lambda: jax.tree.map(lambda all, one: all.at[0].set(one), zeros, look(run.problem, run.start)),
+                lambda: zeros,
+            )
+        moving = moving._replace(stopped=~(tree.norm(run.start) <= run.norm_cap))
         saved = Saved(first, jnp.where(run.ts[0] == 0, 1, 0))
         return jax.tree.map(jnp.asarray, Carry(run.problem, run.rates, run.valid, run.begins, moving, saved))
 

@@ -1,0 +1,94 @@
+"""The sweep file that `dynamics new` writes: it runs as it is, and shows every key."""
+
+TEMPLATE = """\
+# A sweep: every combination of the axes below is a member. Run it with: dynamics run {name}.toml
+# Any value can be replaced there: --set start.scale=0.1 --set sweep.1.count=1000
+name = "{name}"                        # of the run folder: A-Z a-z 0-9 . _ -
+# title = "Collapse under three learning rates"
+seed = 0                               # of every random number
+precision = "float64"                  # or "float32"
+
+[problem]
+num_classes = 4
+per_class = 5                          # or one of the following
+# sizes = [8, 6, 4, 2]
+# sizes = {{ kind = "long_tailed", largest = 20, imbalance = 10.0 }}
+# labels = [0, 0, 1, 1, 2, 3]
+loss = {{ kind = "CrossEntropy" }}       # any class of dynamics.losses, its arguments as keys
+decay = {{ features = 1e-3, prototypes = 1e-3, biases = 0.0 }}
+# bias = true                          # trained; "slaved": always the best ones (squared error)
+# anchored = true                      # prototypes and biases stay where they start
+# normalize = true                     # the loss sees features of unit norm
+# adjusted = 0.1                       # with normalize, anchored and a linear loss
+# sample_weights = [...]               # one a sample, their mean is one
+
+[start]
+kind = "gaussian"                      # any start of dynamics.initial, also "balanced"
+dim = 16
+scale = 0.3
+# prototypes = "simplex_etf"           # instead of random ones
+# prototype_scale = 1.0
+
+[rates]
+features = {{ kind = "Cosine", value = 0.5, horizon = 40.0 }}   # a number, or any schedule of dynamics.schedules
+weights = 0.5
+# equal = 0.5                          # instead of both: the same schedule
+# schedule = 0.5                       # or: features move at ratio times the schedule of the weights
+# ratio = 2.0
+# rescaled = true                      # a feature's step is multiplied by its norm
+
+[motion]
+verb = "flow"                          # or "descent"
+by = "simulation"                      # or "formula", where there is one
+times = {{ start = 0.0, stop = 40.0, num = 21 }}   # or a list; spacing = "linear" or "geometric"
+# rtol = 1e-8
+# atol = 1e-8
+# max_steps = 100000
+# norm_cap = 1e6                       # members that pass it are stopped
+# instead of times and tolerances, for verb = "descent":
+# steps = 1000
+# every = 50                           # iterates kept
+# dt = 1.0
+# momentum = 0.9
+# nesterov = true
+# batch_size = 5
+# shuffle = "epoch"                    # or "step"
+
+[[sweep]]                              # axes are crossed, the last varies fastest
+axis = "rates.features.value"          # the dotted path of a value in this file
+name = "peak"
+values = [0.25, 0.5, 1.0]              # or {{ start = 0.1, stop = 1.0, num = 10, spacing = "geometric" }}
+
+[[sweep]]
+axis = "start.seed"                    # random starts, the same for every value of the other axes
+count = 200
+
+# [[sweep]]                            # axes that move together
+# zip = [
+#     {{ axis = "problem.decay.features", values = [1e-3, 1e-2] }},
+#     {{ axis = "problem.decay.prototypes", values = [1e-3, 1e-2] }},
+# ]
+
+[keep]
+observables = ["objective", "accuracy", "nc1"]   # of dynamics.observables
+final = true                           # every member's values at the last time it reached
+trajectories = false                   # every member's values at all times
+states = []                            # numbers of members whose whole states are kept
+moments = true                         # mean, variance, extremes over members
+quantiles = [0.05, 0.25, 0.5, 0.75, 0.95]
+histograms = {{ nc1 = {{ start = 1e-8, stop = 100.0, num = 41, spacing = "geometric" }} }}
+by = ["peak"]                          # statistics for each value of these axes
+
+[run]
+# chunk = 256                          # members a compiled call
+# lanes = 64                           # of them, how many move side by side
+# memory = "2GiB"                      # at most
+sort = true                            # hard members with hard ones
+shard = false                          # one chunk over all devices, instead of a chunk a device
+format = "netcdf"                      # or "zarr"
+"""
+
+
+def template(name: str) -> str:
+    """The commented sweep file of a run of this name."""
+    return TEMPLATE.format(name=name)
