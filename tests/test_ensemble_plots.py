@@ -1,5 +1,6 @@
 """Pictures of ensembles: the artists hold the numbers that were put in, and a run folder becomes files."""
 
+import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +16,7 @@ pytest.importorskip("pydantic")
 from dynamics.cli import config as configuration  # noqa: E402
 from dynamics.cli import curves as by_formula  # noqa: E402
 from dynamics.cli import plot as pages  # noqa: E402
+from dynamics.cli import reading, sweep  # noqa: E402
 from dynamics.cli.curves import Curves, Formula  # noqa: E402
 
 TIMES = np.linspace(0.0, 3.0, 7)
@@ -35,6 +37,7 @@ motion = { verb = "flow", times = [0.0, 1.0, 4.0] }
 keep = { observables = ["nc1", "loss"] }
 [[sweep]]
 axis = "problem.loss.gamma"
+name = "gamma"
 values = [0.2, 0.5]
 [[sweep]]
 axis = "start.seed"
@@ -171,7 +174,8 @@ def test_a_histogram_has_its_counts_between_its_edges():
         for stairs in ax.patches:
             np.testing.assert_array_equal(stairs.get_data().values, counts)
             np.testing.assert_array_equal(stairs.get_data().edges, edges)
-        assert ax.get_xscale() == scale and ax.get_ylim()[0] == 0
+        ensembles.histogram(ax, edges, 10 * counts)
+        assert ax.get_xscale() == scale and ax.get_ylim()[0] == 0 and ax.get_ylim()[1] >= 10 * counts.max()
 
 
 def test_a_text_is_drawn_as_it_stands():
@@ -406,5 +410,36 @@ def test_members_of_the_closed_form_meet_no_axis_in_step():
     chosen = by_formula.spread(100_000, 20_000)
     assert chosen is not None and 19_000 < chosen.size <= 20_000 and np.all(np.diff(chosen) > 0)
     assert 0 <= chosen[0] and chosen[-1] < 100_000
-    assert np.all(np.bincount(chosen % 5) > 3500) and np.all(np.bincount(chosen // 10_000) > 1900)
+    assert np.all(np.bincount(chosen % 5, minlength=5) > 3500) and np.all(np.bincount(chosen // 10_000) > 1900)
     assert by_formula.spread(20_000, 20_000) is None
+
+
+def test_the_closed_form_is_that_of_each_member():
+    """Quantiles of the run by formula against members moved one by one."""
+    motion = 'motion = { verb = "descent", steps = 8, every = 4 }'
+    config = configuration.loads(SWEEP.replace('motion = { verb = "flow", times = [0.0, 1.0, 4.0] }', motion))
+    found = by_formula.closed_form(config, ["nc1"], ["gamma"], LEVELS, 1000)
+    assert found.text == "closed form" and found.why == "" and found.curves["nc1"].shaded[0] == "5\u201395 % of members"
+    key = jax.random.key(config.seed)
+    for cell, gamma in enumerate((0.2, 0.5)):
+        problem = dyn.LayerPeeled.balanced(3, 2, loss=dyn.losses.Unhinged(gamma))
+        moved = [
+            dyn.exact.descent(
+                problem,
+                dyn.initial.gaussian(problem, dim=4, key=jax.random.fold_in(jax.random.fold_in(key, seed), sweep.START)),
+                dyn.Rates.equal(0.5),
+                8,
+                every=4,
+                observe={"nc1": dyn.observables.nc1},
+            ).observed["nc1"]
+            for seed in range(4)
+        ]
+        ordered = np.sort(moved, axis=0)
+        curves = found.curves["nc1"]
+        np.testing.assert_allclose(curves.middle[cell], ordered[1], rtol=2.0**-9)
+        np.testing.assert_allclose(curves.low[0, cell], ordered[0], rtol=2.0**-9)
+        np.testing.assert_allclose(curves.high[0, cell], ordered[3], rtol=2.0**-9)
+
+
+def test_axes_that_draw_starts_have_no_map():
+    assert reading.seeds(CONFIG) == {"seed", "draw"} and reading.seeds(None) == {"seed"}

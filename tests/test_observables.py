@@ -214,11 +214,12 @@ def test_margins_follow_the_logits_of_the_problem():
     best = (np.eye(3)[UNSORTED] - h @ w.T).mean(axis=0)
     z = h @ w.T + best
     leads = np.array([z[i, y] - np.delete(z[i], y) for i, y in enumerate(UNSORTED)])
-    watch = {"margin": obs.margin, "size": obs.gradient_norm}
-    shown = dyn.descent(problem, state, dyn.Rates.equal(0.1), 0, observe=watch).observed
-    assert float(shown["margin"][0]) == pytest.approx(leads.min(), rel=1e-12)
+    shown = problem.complete(state)  # what verbs hand to observables
+    assert float(obs.margin(problem, shown)) == pytest.approx(leads.min(), rel=1e-12)
     off = (z - np.eye(3)[UNSORTED]) / 8
-    assert float(shown["size"][0]) == pytest.approx(np.hypot(np.linalg.norm(off @ w), np.linalg.norm(off.T @ h)), rel=1e-12)
+    assert float(obs.gradient_norm(problem, shown)) == pytest.approx(
+        np.hypot(np.linalg.norm(off @ w), np.linalg.norm(off.T @ h)), rel=1e-12
+    )
     plain = dyn.LayerPeeled(UNSORTED, num_classes=3)
     here, far = (float(obs.normalized_margin(plain, dyn.Peeled(c * h, c * w))) for c in (1.0, 1e150))
     assert far == pytest.approx(here, rel=1e-13)

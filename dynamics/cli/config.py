@@ -248,7 +248,9 @@ def _told(fault: dict, tables: Mapping[str, Any]) -> str:
     hint = ""
     if fault["type"] == "literal_error":
         hint = "; " + validate.nearest(given, re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
-    return f"{path}: {fault['msg'].replace('Input should', 'must').replace('a valid', 'a').replace('an object', 'a table').replace('a dictionary', 'a table')}, got {given!r}{hint}"
+    message = fault["msg"].replace("Input should", "must").replace("a valid", "a")
+    message = message.replace("an object", "a table").replace("a dictionary", "a table")
+    return f"{path}: {message}, got {given!r}{hint}"
 
 
 def _keys(where: tuple) -> list[str]:
@@ -445,7 +447,7 @@ def _zipped(path: str, one: Zipped) -> Zipped:
     return Zipped(**_named(one.axis, one.name), values=_values(f"{path}.values", one.values))
 
 
-def _named(axis: str, name: str | None) -> dict[str, str]:
+def _named(axis: str, name: str | None) -> dict[str, Any]:
     return {"axis": axis, "name": name or ("seed" if axis == "start.seed" else axis)}
 
 

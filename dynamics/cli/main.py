@@ -121,7 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about_files = isinstance(error, commands.FILE_ERRORS)
         print(f"{top.prog}: {error}", file=sys.stderr)
         return IO if about_files else USAGE
-    except (OSError, MemoryError) as error:
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"{top.prog}: {place}{error.strerror or error}", file=sys.stderr)
+        return IO
+    except MemoryError as error:
         print(f"{top.prog}: {error}", file=sys.stderr)
         return IO
 

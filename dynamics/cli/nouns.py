@@ -247,4 +247,3 @@ def numbers(value: Any) -> float | list | None:
         found = [numbers(one) for one in value]
         return None if any(one is None for one in found) else found
     return None
-

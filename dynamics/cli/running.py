@@ -45,11 +45,13 @@ def environment() -> dict:
     }
 
 
-def set_up(config: configuration.SweepConfig, devices: int | None) -> None:
+def set_up(config: configuration.SweepConfig, devices: int) -> None:
     """JAX's settings for a run; before its first array."""
     jax.config.update("jax_enable_x64", config.precision == "float64")
-    if devices is not None:
+    try:
         jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # the calling program has started JAX already: with the devices it has
+        pass
 
 
 def kept(keep: configuration.Keep) -> Callable | None:

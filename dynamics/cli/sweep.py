@@ -28,6 +28,7 @@ from dynamics.problems import Decay, LayerPeeled, Peeled
 from dynamics.rates import Rates
 from dynamics.segmented import Segmented
 from dynamics.simulate.segmented_flow import segmented_flow
+from dynamics.trajectory import check_times
 
 START, MINIBATCHES = 0, 1
 """Tags of the two streams of random numbers."""
@@ -96,7 +97,7 @@ def build(config: SweepConfig, by: Literal["simulation", "formula"] | None = Non
     except exact.NoClosedForm as error:
         raise ConfigError(f"motion.by: {error}") from error
     except ValueError as error:
-        raise nouns.at("motion", [*vars(motion), "ts"], error) from error
+        raise nouns.at("motion", vars(motion), error) from error
     return Sweep(
         design=design,
         one=one,
@@ -139,8 +140,8 @@ def _factors(config: SweepConfig) -> list[list[Swept]]:
         clash = [name for name in config.keep.observables if one.axis.name == name or one.axis.name.startswith(f"{name}_")]
         if clash or one.axis.name in TAKEN or re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", one.axis.name) is None:
             raise ConfigError(
-                f"sweep: an axis cannot be named {one.axis.name!r}: letters, digits and _ . - after a letter, and no name of the "
-                f"result ({', '.join([*TAKEN, *clash])}); give it another name"
+                f"sweep: an axis cannot be named {one.axis.name!r}: letters, digits and _ . - after a letter, no name of "
+                f"the result ({', '.join([*TAKEN, *clash])}); give it another name"
             )
     return factors or [[Swept("start.seed", Axis("seed", np.arange(1)), {})]]
 
@@ -154,18 +155,20 @@ def _swept(tables: dict, where: str, path: str, name: str, values: Any) -> Swept
         if not floats and all(value == int(value) for value in values):
             values = [int(value) for value in values]
     found = [nouns.numbers(value) for value in values]
-    if floats and None not in found and len({np.shape(one) for one in found if _even(one)}) == 1 and all(map(_even, found)):
-        return Swept(path, Axis(name, np.array(found, float)), {})
+    if floats and (shared := _array(found)) is not None:
+        return Swept(path, Axis(name, shared), {})
     labels = [toml.inline(value) if isinstance(value, list | dict) else value for value in values]
     return Swept(path, Axis(name, labels, static=True), dict(zip(map(_typed, labels), values, strict=True)))
 
 
-def _even(nested: Any) -> bool:
+def _array(found: list) -> np.ndarray | None:
+    """Numbers, or lists of them, of one shape; None for anything else."""
+    if any(one is None for one in found):
+        return None
     try:
-        np.array(nested, float)
-    except ValueError:
-        return False
-    return True
+        return np.array(found, float)
+    except ValueError:  # of several shapes
+        return None
 
 
 def _typed(label: Any) -> tuple:
@@ -288,7 +291,7 @@ def put(tables: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any
 def problem_of(table: Mapping[str, Any]) -> LayerPeeled:
     """The problem of a checked table."""
     classes = table["num_classes"]
-    fields = {key: table.get(key) for key in ("bias", "anchored", "normalize", "adjusted", "sample_weights")}
+    fields: dict[str, Any] = {key: table.get(key) for key in ("bias", "anchored", "normalize", "adjusted", "sample_weights")}
     loss = nouns.built(nouns.LOSSES, "problem.loss", table["loss"], num_classes=classes)
     try:
         if "per_class" in table:
@@ -349,12 +352,14 @@ def rates_of(table: Mapping[str, Any]) -> Rates:
 
 def _times(config: SweepConfig) -> np.ndarray:
     motion = config.motion
-    if motion.verb == "flow":
-        return configuration.points(motion.times).astype(config.precision)
     try:
+        if motion.verb == "flow":
+            ts = configuration.points(motion.times)
+            return np.asarray(check_times(ts, config.precision))
         steps, every = validate.whole("steps", motion.steps, 0), validate.whole("every", motion.every, 1)
     except ValueError as error:
-        raise nouns.at("motion", vars(motion), error) from None
+        message = re.sub("^ts", "times", str(error))
+        raise nouns.at("motion", vars(motion), ValueError(message)) from None
     return np.arange(0, steps + 1, every)
 
 
@@ -366,7 +371,7 @@ def _flow_in_segments(parts: _Parts, ts: np.ndarray, observe) -> Segmented:
 
 def _whole(parts: _Parts, ts: np.ndarray, observe, by: str) -> Callable:
     """Of (member, key): a flow by formula, or a descent."""
-    motion = parts.config.motion
+    motion, steps = parts.config.motion, parts.config.motion.steps or 0
     if motion.verb == "flow":
         return lambda member, key: exact.flow(*parts(member, key)[:3], ts, observe=observe)
     names = ("every", "dt", "momentum", "nesterov", "batch_size", "shuffle")
@@ -375,10 +380,10 @@ def _whole(parts: _Parts, ts: np.ndarray, observe, by: str) -> Callable:
         problem, start, rates, tables = parts(member, key)
         options = {name: tables["motion"].get(name) for name in names}
         if by == "formula":
-            return exact.descent(problem, start, rates, motion.steps, observe=observe, **options)
+            return exact.descent(problem, start, rates, steps, observe=observe, **options)
         if options["batch_size"] is not None:
             options["key"] = jax.random.fold_in(key, MINIBATCHES)
-        return simulate.descent(problem, start, rates, motion.steps, observe=observe, norm_cap=motion.norm_cap, **options)
+        return simulate.descent(problem, start, rates, steps, observe=observe, norm_cap=motion.norm_cap, **options)
 
     return one
 
@@ -405,7 +410,7 @@ def _reductions(config: SweepConfig) -> dict[str, list[Reduction]]:
         found[name] = list(common)
         if name in keep.histograms:
             try:
-                found[name].append(Histogram(configuration.points(keep.histograms[name])))
+                found[name].append(Histogram(tuple(configuration.points(keep.histograms[name]).tolist())))
             except ValueError as error:
                 raise ConfigError(f"keep.histograms.{name}: {error}") from error
     return {name: reductions for name, reductions in found.items() if reductions}
@@ -466,7 +471,7 @@ def _check_members(parts: _Parts, design: Design, by: str) -> tuple[str, ...]:
                 sources += _references([nouns.STARTS.kinds[tables["start"]["kind"]]])
                 if isinstance(tables["problem"].get("sizes"), Mapping):
                     sources += _references(_named(nouns.SIZES, tables["problem"]["sizes"]))
-                sources += [] if form is None else _of_module(form.flow)
+                sources += [] if form is None else _of_formula(form.flow)
     return tuple(dict.fromkeys(sources))
 
 
@@ -495,12 +500,13 @@ def _references(things) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _of_module(function: Callable) -> list[str]:
-    """The references of the module of a function and of everything in it."""
-    module = inspect.getmodule(function)
-    inside = [thing for _, thing in inspect.getmembers(module, inspect.isfunction) if thing.__module__ == module.__name__]
-    found = [text for thing in (module, *inside) for text in _texts(inspect.getdoc(thing))]
-    return list(dict.fromkeys(f"closed form: {text}" for text in found))
+def _of_formula(flow: Callable) -> list[str]:
+    """The references of the module of a closed form, of what stands in it, and of the exact solutions that it calls."""
+    home = inspect.getmodule(flow)
+    inside = [thing for thing in vars(home).values() if inspect.isfunction(thing)]
+    called = [thing for thing in inside if thing.__module__.startswith(f"{exact.__name__}.")]
+    things = [home, *called, *(inspect.getmodule(thing) for thing in called)]
+    return list(dict.fromkeys(f"closed form: {text}" for thing in things for text in _texts(inspect.getdoc(thing))))
 
 
 def _texts(doc: str | None) -> list[str]:

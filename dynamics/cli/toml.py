@@ -26,7 +26,8 @@ def document(tables: Mapping[str, Any]) -> str:
         return [f"{_key(key)} = {inline(value)}" for key, value in table.items()]
 
     def sections(value: Any) -> bool:
-        return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
+        listed = isinstance(value, list) and bool(value) and all(isinstance(entry, Mapping) for entry in value)
+        return isinstance(value, Mapping) or listed
 
     out = lines({key: value for key, value in tables.items() if not sections(value)})
     for key, value in tables.items():

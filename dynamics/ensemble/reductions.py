@@ -202,9 +202,11 @@ class Quantiles(Reduction):
     def _codes(self, partial: Partial, cells: np.ndarray) -> np.ndarray:
         """The sorted codes of a part with its cells placed among `cells`."""
         present = len(partial["cells"])
-        row = np.repeat(np.arange(len(partial["offsets"]) - 1), np.diff(partial["offsets"]))
+        row = np.arange(len(partial["offsets"]) - 1)
         row = row // present * len(cells) + np.searchsorted(cells, partial["cells"])[row % present]
-        return (row << self._width) + (partial["keys"].astype(np.int64) + (1 << (self._width - 1)))
+        codes = np.repeat((row << self._width) + (1 << (self._width - 1)), np.diff(partial["offsets"]))
+        codes += partial["keys"]
+        return codes
 
 
 @dataclass(frozen=True)

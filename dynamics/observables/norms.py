@@ -44,7 +44,7 @@ def objective(problem: Problem, state) -> Float[Array, ""]:
 def gradient_norm(problem: Problem, state) -> Float[Array, ""]:
     """The norm of the motion at unit rates, all parts together: zero exactly where flow and descent stand still.
 
-    That is the norm of the gradient of the objective in the parts that are trained (kernels included where there are any). It is
+    That is the norm of the gradient of the objective in the parts that are trained (kernels included where there are any),
     right down to the smallest numbers: an exact zero beside a positive margin says that the gradient itself has underflowed.
     """
     start = jnp.zeros((), jnp.result_type(*jax.tree.leaves(state)))

@@ -131,7 +131,7 @@ def histogram(ax: Axes, edges, counts, *, color=COLORS[0], label: str | None = N
         ax.set_xscale("log")
     ax.stairs(counts, edges, fill=True, color=color, alpha=0.3, linewidth=0)
     ax.stairs(counts, edges, color=color, alpha=0.9, linewidth=1, label=label)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=0, auto=True)  # others may be drawn over it
     return ax
 
 
