@@ -170,7 +170,14 @@ def observe_state(observe, problem, state) -> PyTree:
     """The observed values of one state, or the state itself when nothing is asked for."""
     if observe is None:
         return state
-    return {key: jnp.asarray(function(problem, state)) for key, function in observe.items()}
+    observed = {}
+    for key, function in observe.items():
+        value = function(problem, state)
+        try:
+            observed[key] = jnp.asarray(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"observe[{key!r}] must return a number or an array, got {type(value).__name__}") from None
+    return observed
 
 
 def ended(code: Int[Array, ""], start_code: Int[Array, ""]) -> Int[Array, ""]:

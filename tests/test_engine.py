@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import dynamics as dyn
 from dynamics.ensemble import Axis, Design, Ensemble, Histogram, Moments, OutOfMemory, Quantiles, run
@@ -42,8 +43,26 @@ def moved(**options):
     return run(FLOW, SWEEP, **{**usual, **options})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Programs that several tests run are compiled once."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
-def reference():
+def reference(cache):
     return moved(chunk=8)
 
 
@@ -154,7 +173,7 @@ def test_a_design_crosses_and_zips():
         Axis("start", range(2)),
     )
     assert design.size == 12 and design.names == ("gamma", "peak", "horizon", "size", "start")
-    result = run(one, design, chunk=3, progress=False)
+    result = run(one, design, chunk=3, lanes=3, progress=False)
     expected = [
         [gamma, [1.0, 2.0, 3.0][place], draw(3, 2)[place, 1], (4, 7, 4)[place]]
         for gamma, place, _ in itertools.product([0.1, 0.5], range(3), range(2))
@@ -178,7 +197,7 @@ def test_a_schedule_family_is_one_axis():
 
 def test_a_key_is_folded_from_the_number_alone():
     design = Design(Axis("size", (2, 3), static=True), Axis("seed", range(3)))
-    result = run(lambda member, key: jax.random.uniform(key), design, key=KEY, chunk=2, progress=False)
+    result = run(lambda member, key: jax.random.uniform(key), design, key=KEY, chunk=2, lanes=2, progress=False)
     alone = [jax.random.uniform(jax.random.fold_in(KEY, number)) for number in range(6)]
     np.testing.assert_array_equal(result.values, alone)
 

@@ -47,8 +47,8 @@ def test_a_key_is_the_members_own_whatever_the_chunks_and_the_order():
 def test_cost_orders_the_runs_and_not_the_result(tmp_path):
     cost = draw(11)
     members = {**MEMBERS, "cost": cost}
-    ordered = run(mix, members, cost=lambda member: member["cost"], chunk=4, store=tmp_path, progress=False)
-    plain = run(mix, members, chunk=4, progress=False)
+    ordered = run(mix, members, cost=lambda member: member["cost"], chunk=4, lanes=4, store=tmp_path, progress=False)
+    plain = run(mix, members, chunk=4, lanes=4, progress=False)
     for one, other in zip(jax.tree.leaves(ordered[:3]), jax.tree.leaves(plain[:3]), strict=True):
         np.testing.assert_array_equal(one, other)  # same chunk size: to the bit
     ran = np.concatenate([np.load(path)["index"] for path in sorted((tmp_path / "chunks").iterdir())])
@@ -76,7 +76,7 @@ def test_status_of_a_returned_trajectory():
 
 def test_chunks_are_stored_and_not_computed_again(tmp_path):
     folder = tmp_path / "new" / "folder"
-    result = run(mix, MEMBERS, chunk=4, store=folder, progress=False)
+    result = run(mix, MEMBERS, chunk=4, lanes=4, store=folder, progress=False)
     paths = sorted((folder / "chunks").iterdir())
     assert [path.name for path in paths] == ["chunk-000000.npz", "chunk-000001.npz", "chunk-000002.npz"]
     chunks = [np.load(path) for path in paths]
@@ -84,42 +84,47 @@ def test_chunks_are_stored_and_not_computed_again(tmp_path):
     for name, expected in (("index", result.index), ("status", result.status), ("values['a']", result.values["a"])):
         np.testing.assert_array_equal(np.concatenate([chunk[name] for chunk in chunks]), expected)
     stamps = [path.stat().st_mtime_ns for path in paths]
-    again = run(mix, MEMBERS, chunk=4, store=folder, progress=False)
+    again = run(mix, MEMBERS, chunk=4, lanes=4, store=folder, progress=False)
     jax.tree.map(np.testing.assert_array_equal, again.values, result.values)
     assert [path.stat().st_mtime_ns for path in paths] == stamps
 
 
 @pytest.mark.parametrize("spoil", [pathlib.Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-7])])
 def test_a_missing_or_torn_chunk_is_computed_again(tmp_path, spoil):
-    result = run(mix, MEMBERS, chunk=4, store=tmp_path, progress=False)
+    result = run(mix, MEMBERS, chunk=4, lanes=4, store=tmp_path, progress=False)
     whole = (tmp_path / "chunks" / "chunk-000001.npz").read_bytes()
     spoil(tmp_path / "chunks" / "chunk-000001.npz")
-    again = run(mix, MEMBERS, chunk=4, store=tmp_path, progress=False)
+    again = run(mix, MEMBERS, chunk=4, lanes=4, store=tmp_path, progress=False)
     jax.tree.map(np.testing.assert_array_equal, again.values, result.values)
     assert (tmp_path / "chunks" / "chunk-000001.npz").read_bytes() == whole
 
 
 def test_another_run_is_refused(tmp_path):
-    run(mix, MEMBERS, chunk=4, store=tmp_path, progress=False)
+    run(mix, MEMBERS, chunk=4, lanes=4, store=tmp_path, progress=False)
     for members, options, words in (
         ({**MEMBERS, "x": MEMBERS["x"] * (1 + 1e-15)}, {}, ("members",)),
-        (MEMBERS, {"chunk": 3}, ("chunk",)),
+        (MEMBERS, {"chunk": 3, "lanes": 3}, ("chunk",)),
         (MEMBERS, {"keep": None}, ("outcome",)),
     ):
-        refused(lambda m=members, o=options: run(mix, m, **{"chunk": 4, **o}, store=tmp_path, progress=False), *words)
-    refused(lambda: run(lambda m: {**mix(m), "a": mix(m)["a"] * 2}, MEMBERS, chunk=4, store=tmp_path, progress=False), "one")
+        refused(
+            lambda m=members, o=options: run(mix, m, **{"chunk": 4, "lanes": 4, **o}, store=tmp_path, progress=False), *words
+        )
+    refused(
+        lambda: run(lambda m: {**mix(m), "a": mix(m)["a"] * 2}, MEMBERS, chunk=4, lanes=4, store=tmp_path, progress=False),
+        "one",
+    )
 
 
 def test_progress_goes_to_stderr(capsys, monkeypatch):
     spoiled = np.where(np.arange(11) == 2, np.nan, MEMBERS["scale"])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    run(jnp.sin, spoiled, chunk=4)
+    run(jnp.sin, spoiled, chunk=4, lanes=4)
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = [part.split(" failed")[0] for part in shown.err.split("\r")[1:]]
     assert len(lines) == 3 and lines[-1] == "11/11 members, 1"  # devices finish their chunks in any order
     assert shown.err.endswith("\n")
-    run(jnp.sin, spoiled, chunk=4, progress=False)
+    run(jnp.sin, spoiled, chunk=4, lanes=4, progress=False)
     run(jnp.sin, spoiled)  # a single chunk
     assert capsys.readouterr().err == ""
 

@@ -107,7 +107,7 @@ def _members(config, store: Store, process: tuple[int, int] | None = None) -> tu
     members = running.assemble(config, sweep, (index, count), chunk=store.identity["chunk"])
     if ORDER in store.files:
         members.ordered_as(np.load(store.file(ORDER), allow_pickle=False))
-    store.require(_identity(config, members) | ({"process": [index, count]} if process is None else {}))
+    store.require({**_identity(config, members), "process": store.identity["process"]})
     return sweep, members
 
 
@@ -171,9 +171,8 @@ def _check(folder: Path, options) -> int:
 
     store = Store.open(folder)
     faults = store.check()
-    for name in result.FILES.values():
-        if (folder / name).exists():
-            faults += dataset.problems_of(folder / name)
+    if (folder / result.FILES["zarr"]).exists():  # a folder, with checksums of its own
+        faults += dataset.problems_of(folder / result.FILES["zarr"])
     for fault in faults:
         print(f"{folder}: {fault}")
     print(f"{folder}: {len(store.entries)} chunks and {len(store.files)} files re-hashed, {len(faults)} faults")
@@ -204,6 +203,7 @@ def _merge(given: list[Path], out: Path | None) -> int:
     wanted = _identity(config, members)
     for store in stores:
         store.require({**wanted, "process": store.identity["process"]})
+        store.clean()
         for number, reason in store.sound().items():
             raise CorruptFile(
                 f"{store.folder}: chunk {number}: {reason}; compute it again with: dynamics resume {store.folder}"

@@ -1,5 +1,6 @@
 """From a configuration to a finished run folder."""
 
+import os
 import platform
 import subprocess
 from collections import Counter
@@ -40,7 +41,7 @@ def environment() -> dict:
         "devices": jax.local_device_count(),
         "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
         "matmul_precision": "highest",
-        "xla_flags": jax.config.read("xla_flags") if hasattr(jax.config, "xla_flags") else "",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit.stdout.strip(),
     }
 
@@ -147,8 +148,7 @@ def status_of(folder: Path) -> tuple[str, int]:
     """How far the run in a folder is, and the exit code that says so: 0 all ok, 1 some failed, 3 incomplete."""
     store = Store.open(folder)
     index, count = store.identity["process"]
-    chunks = -(-store.identity["chunks"] // 1)
-    mine = range(index, chunks, count)
+    mine = range(index, store.identity["chunks"], count)
     missing = [number for number in mine if number not in store.entries]
     done = sum(entry["members"] for entry in store.entries.values())
     failed: Counter[str] = Counter()

@@ -63,7 +63,8 @@ def run(
     """Map `one` over many members.
 
     Members are independent: with the same chunk and lanes a member's numbers do not depend, by one bit, on which others share
-    its chunk, whether they fail, in what order they run, or how many devices and processes there are.
+    its chunk, whether they fail, in what order they run, or how many devices and processes there are. (On a CPU that asks for
+    a multiple of 8 lanes, which is the default: else vector loops have a remainder, and numbers round by their place.)
 
     **Arguments:**
 
@@ -80,7 +81,7 @@ def run(
     - `watch`: a function of what `one` returned to a dictionary of named arrays, which `reduce` sees.
     - `reduce`: reductions over members, for every watched array or by its name. No member is stored for them.
     - `by`: names of axes whose values are not reduced over but kept apart.
-    - `lanes`: members that move side by side, in lockstep; None is 64 of a `Segmented`, else 256.
+    - `lanes`: members that move side by side, in lockstep; None is 16 of a `Segmented` (more pay on accelerators), else 256.
     - `memory`: bytes, or a text such as "2GiB", that the chunks of all devices may take; None is half of what is free.
     - `devices`: None is all local ones. Each runs chunks of its own; with `shard` every chunk is split over all of them.
     - `process`: (index, count): this process runs the chunks i with i % count == index, and returns their members only.

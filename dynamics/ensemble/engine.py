@@ -89,14 +89,13 @@ class Ensemble:
         self.keep, self.watch = keep, watch if reduce else lambda returned: {}
         self.automatic = chunk is None
         largest_group = max(group.numbers.size for group in self.groups)
-        usual = 64 if isinstance(one, Segmented) else 256
-        lanes = usual if lanes is None else validate.whole("lanes", lanes, 1)
+        refilled = isinstance(one, Segmented)
+        odd = lanes is not None and not refilled  # as given, though numbers then round by the lane they are in
+        lanes = (16 if refilled else 256) if lanes is None else validate.whole("lanes", lanes, 1)
         if chunk is None:
-            chunk = min(max(largest_group // 16, lanes), LARGEST_CHUNK)
+            chunk = min(max(largest_group // 16, 32 * lanes if refilled else lanes), LARGEST_CHUNK)
         chunk = min(validate.whole("chunk", chunk, 1), largest_group)
-        self.lanes = min(lanes, chunk)
-        if isinstance(one, Segmented):
-            self.lanes = -(-self.lanes // WIDTH) * WIDTH
+        self.lanes = min(lanes, chunk) if odd else -(-min(lanes, chunk) // WIDTH) * WIDTH
         self.chunk = self._rounded(chunk)
         self.cap = min(map(bytes_of.available, self.devices[:1])) // 2 if memory is None else bytes_of.size("memory", memory)
         self.forecast = 0
@@ -212,7 +211,7 @@ class Ensemble:
             if not self.automatic or smaller >= self.chunk:
                 raise OutOfMemory(
                     f"a chunk of {self.chunk} members needs {bytes_of.shown(self.forecast)} on {len(slots)} device(s), "
-                    f"{bytes_of.shown(self.cap)} are allowed; give chunk={smaller}, fewer than {self.lanes} lanes, or more memory"
+                    f"{bytes_of.shown(self.cap)} are allowed; give chunk={smaller}, fewer lanes ({self.lanes} now) or more memory"
                 )
             self.chunk = self._rounded(smaller)
             self._compiled.clear()

@@ -201,7 +201,14 @@ class LayerPeeled(Problem):
         rows = self.labels
         if self.label_coupling is not None and self.label_coupling.by_sample:
             rows = np.arange(self.num_samples)
-        losses = jax.vmap(self.loss)(logits, jnp.asarray(rows)) * jnp.asarray(self.data.weights, logits.dtype)
+        losses = jax.vmap(self.loss)(logits, jnp.asarray(rows))
+        shape, dtype = np.shape(losses), getattr(losses, "dtype", None)
+        if shape != (self.num_samples,) or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"loss {type(self.loss).__name__} must return one floating number a sample, shape (), got "
+                + (f"{dtype} of shape {shape[1:]}" if dtype is not None else type(losses).__name__)
+            )
+        losses = losses * jnp.asarray(self.data.weights, logits.dtype)
         return jnp.mean(losses if counted is None else counted * losses)
 
     def objective(self, state: Peeled) -> Float[Array, ""]:
