@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import dynamics as dyn
 from dynamics import schedules
-from dynamics.cli import config, nouns, toml
+from dynamics.cli import config, nouns, skeleton, toml
 from dynamics.cli.config import ConfigError
 from dynamics.cli.template import template
 
@@ -224,8 +224,7 @@ def test_the_template_loads_and_shows_every_key():
     text = template("demo")
     found = config.loads(text)
     assert found.name == "demo"
-    tables = [config.Problem, config.Rates, config.Motion, config.Keep, config.Run, config.SweepConfig, config.Factor]
-    for table in tables:
+    for table in (skeleton.SweepConfig, *skeleton.INSIDE.values()):
         for one in dataclasses.fields(table):
             assert f"{one.name} = " in text or f"[{one.name}]" in text, one.name
 

@@ -106,13 +106,9 @@ def test_another_run_is_refused(tmp_path):
         (MEMBERS, {"chunk": 3, "lanes": 3}, ("chunk",)),
         (MEMBERS, {"keep": None}, ("outcome",)),
     ):
-        refused(
-            lambda m=members, o=options: run(mix, m, **{"chunk": 4, "lanes": 4, **o}, store=tmp_path, progress=False), *words
-        )
-    refused(
-        lambda: run(lambda m: {**mix(m), "a": mix(m)["a"] * 2}, MEMBERS, chunk=4, lanes=4, store=tmp_path, progress=False),
-        "one",
-    )
+        usual = {"chunk": 4, "lanes": 4, "store": tmp_path, "progress": False}
+        refused(lambda m=members, o={**usual, **options}: run(mix, m, **o), *words)
+    refused(lambda: run(lambda m: {**mix(m), "a": mix(m)["a"] * 2}, MEMBERS, **usual), "one")
 
 
 def test_progress_goes_to_stderr(capsys, monkeypatch):

@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 import dynamics as dyn
 from dynamics.plotting import COLORS, ensembles, page
+from tests.helpers import compiled
 
 xarray = pytest.importorskip("xarray")
 pytest.importorskip("pydantic")
@@ -416,26 +417,22 @@ def test_members_of_the_closed_form_meet_no_axis_in_step():
 
 def test_the_closed_form_is_that_of_each_member():
     """Quantiles of the run by formula against members moved one by one."""
-    motion = 'motion = { verb = "descent", steps = 8, every = 4 }'
-    config = configuration.loads(SWEEP.replace('motion = { verb = "flow", times = [0.0, 1.0, 4.0] }', motion))
-    found = by_formula.closed_form(config, ["nc1"], ["gamma"], LEVELS, 1000)
-    assert found.text == "closed form" and found.why == "" and found.curves["nc1"].shaded[0] == "5\u201395 % of members"
-    key = jax.random.key(config.seed)
-    for cell, gamma in enumerate((0.2, 0.5)):
+    text = SWEEP.replace('verb = "flow", times = [0.0, 1.0, 4.0]', 'verb = "descent", steps = 8, every = 4')
+    config = configuration.loads(text, ["keep.observables=['loss']"])
+    found = by_formula.closed_form(config, ["loss"], ["gamma"], LEVELS, 1000)
+    assert found.text == "closed form" and found.why == "" and found.curves["loss"].shaded[0] == "5\u201395 % of members"
+
+    @compiled
+    def moved(gamma, seed):
         problem = dyn.LayerPeeled.balanced(3, 2, loss=dyn.losses.Unhinged(gamma))
-        moved = [
-            dyn.exact.descent(
-                problem,
-                dyn.initial.gaussian(problem, dim=4, key=jax.random.fold_in(jax.random.fold_in(key, seed), sweep.START)),
-                dyn.Rates.equal(0.5),
-                8,
-                every=4,
-                observe={"nc1": dyn.observables.nc1},
-            ).observed["nc1"]
-            for seed in range(4)
-        ]
-        ordered = np.sort(moved, axis=0)
-        curves = found.curves["nc1"]
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), seed), sweep.START)
+        start = dyn.initial.gaussian(problem, dim=4, key=key)
+        observe = {"loss": dyn.observables.loss}
+        return dyn.exact.descent(problem, start, dyn.Rates.equal(0.5), 8, every=4, observe=observe).observed["loss"]
+
+    for cell, gamma in enumerate((0.2, 0.5)):
+        ordered = np.sort([moved(gamma, seed) for seed in range(4)], axis=0)
+        curves = found.curves["loss"]
         np.testing.assert_allclose(curves.middle[cell], ordered[1], rtol=2.0**-9)
         np.testing.assert_allclose(curves.low[0, cell], ordered[0], rtol=2.0**-9)
         np.testing.assert_allclose(curves.high[0, cell], ordered[3], rtol=2.0**-9)

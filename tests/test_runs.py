@@ -51,7 +51,7 @@ lanes = 8
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder for sweep files, and a cache of compiled programs for all processes that this file starts."""
+    """A folder for sweep files."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "small.toml").write_text(SWEEP.format(starts=200), encoding="utf-8")
     return folder
@@ -61,9 +61,6 @@ def begun(place, *words, **options):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         **options.pop("env", {}),
     }
     code = "from dynamics.cli.main import entry; entry()"

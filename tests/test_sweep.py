@@ -45,6 +45,7 @@ count = 3
 observables = ["objective", "feature_norm"]
 """
 SEEDED = FILE.index("[[sweep]]")
+TIMES = np.array([0.0, 1.0, 3.0])
 OBSERVE = {"objective": dyn.observables.objective, "feature_norm": dyn.observables.feature_norm}
 
 
@@ -52,59 +53,70 @@ def built(*overrides: str, **options) -> sweep.Sweep:
     return sweep.build(config.loads(FILE, overrides), **options)
 
 
-def moved(found: sweep.Sweep, number: int):
-    """The trajectory of one member, as the engine would call it."""
+def member_of(found: sweep.Sweep, number: int) -> dict:
+    """What the engine hands to `one` for a member."""
     (group,) = [group for group in found.design.groups() if number in group.numbers]
     row = {name: value[0] for name, value in found.design.rows(np.array([number])).items()}
-    member, key = {**group.static, **row}, jax.random.fold_in(found.key, number)
+    return {**group.static, **row}
 
+
+def moved(found: sweep.Sweep, *numbers: int) -> list[dyn.Trajectory]:
+    """The trajectories of members of one group, as the engine would call it: one program."""
+    members = [member_of(found, number) for number in numbers]
+    static = {axis.name: members[0][axis.name] for axis in found.design.axes if axis.static}
+
+    @compiled
     def run(row, key):
-        one, whole = found.one, {**group.static, **row}
+        one, whole = found.one, {**static, **row}
         if not isinstance(one, Segmented):
             return one(whole, key)
         moving = jax.lax.while_loop(lambda carry: ~one.done(carry), one.advance, one.begin(whole, key))
         return one.end(moving)
 
-    return member, compiled(run)(row, key)
+    rows = [{name: value for name, value in member.items() if name not in static} for member in members]
+    return [run(row, jax.random.fold_in(found.key, number)) for row, number in zip(rows, numbers, strict=True)]
 
 
-def by_hand(peak, seed: int | None, number: int = 0):
-    """Problem, start and rates written out; the start is the stream 0 of the seed's key, or else of the member's."""
-    problem = dyn.LayerPeeled.balanced(3, 2, loss=dyn.losses.Unhinged(0.25), decay=dyn.Decay(0.1, 0.2))
-    key = jax.random.fold_in(jax.random.key(3), number if seed is None else seed)
-    state = dyn.initial.gaussian(problem, dim=3, key=jax.random.fold_in(key, 0), scale=0.3)
+def by_hand(peak, stream, *, gamma=0.25, scale=0.3):
+    """Problem, start and rates written out; the start is the stream 0 of the key of a seed, or of a member."""
+    problem = dyn.LayerPeeled.balanced(3, 2, loss=dyn.losses.Unhinged(gamma), decay=dyn.Decay(0.1, 0.2))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), stream), 0)
+    state = dyn.initial.gaussian(problem, dim=3, key=key, scale=scale)
     return problem, state, dyn.Rates.proportional(schedules.Cosine(peak, 2.0), 2.0)
 
 
-def by_formula(problem, start, rates) -> dyn.Trajectory:
-    return compiled(lambda: dyn.exact.flow(problem, start, rates, np.array([0.0, 1.0, 3.0]), observe=OBSERVE))()
+@compiled
+def by_formula(peak, stream, gamma=0.25) -> dyn.Trajectory:
+    return dyn.exact.flow(
+        *by_hand(peak, stream, gamma=gamma), TIMES, observe=OBSERVE | {"features": lambda _, state: state.features}
+    )
 
 
-def equal(a: dict, b: dict, rtol=1e-13):
-    assert set(a) == set(b)
-    for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=rtol)
+def equal(got: dyn.Trajectory, wanted: dyn.Trajectory, rtol=1e-13):
+    assert set(got.observed) == set(OBSERVE)
+    for name in OBSERVE:
+        np.testing.assert_allclose(got.observed[name], wanted.observed[name], rtol=rtol)
 
 
 def test_members_by_formula_are_the_runs_that_their_numbers_say():
     found = built()
     assert found.design.size == 6 and found.design.names == ("peak", "seed") and found.cost is None
-    for number, (peak, seed) in {0: (0.1, 0), 2: (0.1, 2), 4: (0.4, 1)}.items():
-        member, got = moved(found, number)
-        assert (float(member["peak"]), int(member["seed"])) == (peak, seed)
-        equal(got.observed, by_formula(*by_hand(peak, seed)).observed)
+    wanted = {0: (0.1, 0), 2: (0.1, 2), 4: (0.4, 1)}
+    for number, got in zip(wanted, moved(found, *wanted), strict=True):
+        member = member_of(found, number)
+        assert (float(member["peak"]), int(member["seed"])) == wanted[number]
+        equal(got, by_formula(*wanted[number]))
 
 
 def test_members_by_simulation_are_the_runs_that_their_numbers_say():
-    found = built("motion.by=simulation", "motion.rtol=1e-7", "motion.max_steps=500")
+    found = built("motion.by=simulation", "motion.rtol=1e-5", "motion.max_steps=500")
     assert isinstance(found.one, Segmented) and found.cost is not None
-    _, got = moved(found, 4)
+    (got,) = moved(found, 4)
+    flow = compiled(lambda start: dyn.flow(problem, start, rates, TIMES, observe=OBSERVE, rtol=1e-5, max_steps=500))
     problem, start, rates = by_hand(0.4, 1)
-    wanted = compiled(
-        lambda start: dyn.flow(problem, start, rates, np.array([0.0, 1.0, 3.0]), observe=OBSERVE, rtol=1e-7, max_steps=500)
-    )(start)
-    equal(got.observed, wanted.observed, rtol=1e-10)
-    assert int(got.status) == int(wanted.status)
+    wanted = flow(start)
+    equal(got, wanted, rtol=1e-10)
+    assert int(got.status) == int(wanted.status) and int(got.stats["steps"]) == int(wanted.stats["steps"])
 
 
 def test_members_of_a_descent_are_the_runs_that_their_numbers_say():
@@ -112,39 +124,33 @@ def test_members_of_a_descent_are_the_runs_that_their_numbers_say():
         "motion={verb='descent', steps=4, every=2, batch_size=3}", "sweep.0={axis='motion.momentum', values=[0.1, 0.9]}"
     )
     np.testing.assert_array_equal(found.ts, [0, 2, 4])
-    _, got = moved(found, 4)
+    (got,) = moved(found, 4)
     noise = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 4), 1)
-    wanted = dyn.descent(*by_hand(0.5, 1), 4, every=2, momentum=0.9, batch_size=3, key=noise, observe=OBSERVE)
-    equal(got.observed, wanted.observed)
+    options = {"every": 2, "momentum": 0.9, "batch_size": 3, "observe": OBSERVE}
+    equal(got, compiled(lambda noise: dyn.descent(*by_hand(0.5, 1), 4, key=noise, **options))(noise))
 
 
 def test_whole_states_of_the_same_members():
-    _, got = moved(built(states=True), 4)
-    wanted = compiled(lambda: dyn.exact.flow(*by_hand(0.4, 1), np.array([0.0, 1.0, 3.0])))().states
-    np.testing.assert_allclose(got.states.features, wanted.features, rtol=1e-12, atol=1e-14)
+    (got,) = moved(built(states=True), 4)
+    np.testing.assert_allclose(got.states.features, by_formula(0.4, 1).observed["features"], rtol=1e-12, atol=1e-14)
 
 
 def test_without_an_axis_of_seeds_every_member_has_its_own_start():
     text = FILE.replace('[[sweep]]\naxis = "start.seed"\ncount = 3\n', "")
-    found = sweep.build(config.loads(text), states=True)
-    for number, peak in enumerate((0.1, 0.4)):
-        _, got = moved(found, number)
-        _, start, _ = by_hand(peak, None, number)
-        np.testing.assert_allclose(got.states.features[0], start.features, rtol=1e-12)
+    found = sweep.build(config.loads(text))
+    for number, (got, peak) in enumerate(zip(moved(found, 0, 1), (0.1, 0.4), strict=True)):
+        equal(got, by_formula(peak, number))
     assert sweep.build(config.loads(FILE[:SEEDED])).design.size == 1
 
 
 def test_structure_is_a_program_each_and_floats_share_one():
-    kinds = "sweep.0={axis='problem.loss', values=[{kind='Unhinged'}, {kind='Unhinged', gamma=0.5}]}"
-    found = built(kinds)
+    found = built("sweep.0={axis='problem.loss', values=[{kind='Unhinged'}, {kind='Unhinged', gamma=0.5}]}")
     assert [group.static for group in found.design.groups()] == [
         {"problem.loss": '{ kind = "Unhinged" }'},
         {"problem.loss": '{ kind = "Unhinged", gamma = 0.5 }'},
     ]
-    _, got = moved(found, 4)
-    problem, start, rates = by_hand(0.5, 1)
-    problem = dyn.LayerPeeled.balanced(3, 2, loss=dyn.losses.Unhinged(0.5), decay=problem.decay)
-    equal(got.observed, by_formula(problem, start, rates).observed)
+    (got,) = moved(found, 4)
+    equal(got, by_formula(0.5, 1, 0.5))
 
     assert [group.static for group in built("sweep.0={axis='start.dim', values=[3, 5]}").design.groups()] == [
         {"start.dim": 3},
@@ -165,12 +171,11 @@ def test_zipped_axes_and_array_leaves():
         "sweep.0={zip=[{axis='rates.equal.values', name='pieces', values=[[1, 2], [3, 4]]}, "
         "{axis='start.scale', values=[0.1, 0.2]}]}",
     )
-    member, got = moved(found, 4)
-    np.testing.assert_array_equal(member["pieces"], [3, 4])
-    problem, _, _ = by_hand(0.5, 1)
-    start = dyn.initial.gaussian(problem, dim=3, key=jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), 0), scale=0.2)
+    np.testing.assert_array_equal(member_of(found, 4)["pieces"], [3, 4])
+    (got,) = moved(found, 4)
     rates = dyn.Rates.equal(schedules.Piecewise([3.0, 4.0], [1.0]))
-    equal(got.observed, by_formula(problem, start, rates).observed, 1e-12)
+    wanted = compiled(lambda stream: dyn.exact.flow(*by_hand(0.5, stream, scale=0.2)[:2], rates, TIMES, observe=OBSERVE))
+    equal(got, wanted(1), 1e-12)
 
 
 def test_class_sizes_starts_and_precision():
@@ -181,7 +186,7 @@ def test_class_sizes_starts_and_precision():
         ),
         states=True,
     )
-    _, got = moved(found, 0)
+    (got,) = moved(found, 0)
     assert got.states.features.dtype == jnp.float32 and found.ts.dtype == np.float32
     assert got.states.features.shape == (3, dyn.class_sizes.long_tailed(3, 4, 2).size, 3)
     np.testing.assert_allclose(np.linalg.norm(got.states.prototypes[0], axis=1), 2.0, rtol=1e-6)
@@ -204,10 +209,9 @@ def test_statistics_and_sources():
 
 def test_stiffer_members_are_said_to_cost_more():
     found = built("motion.by=simulation", "sweep.0={axis='start.scale', values=[0.1, 3.0]}")
-    rows = found.design.rows(np.arange(found.design.size))
-    keys = jax.vmap(lambda number: jax.random.fold_in(found.key, number))(np.arange(found.design.size))
     assert found.cost is not None
-    costs = np.asarray(jax.vmap(found.cost)(rows, keys))
+    rows = found.design.rows(np.arange(found.design.size))
+    costs = np.asarray(compiled(jax.vmap(found.cost, in_axes=(0, None)))(rows, found.key))
     assert costs[:3].max() < costs[3:].min()
 
 
