@@ -11,6 +11,7 @@ import pytest
 import dynamics as dyn
 from dynamics.ensemble import Axis, Design, Ensemble, Histogram, Moments, OutOfMemory, Quantiles, run
 from dynamics.ensemble import memory as bytes_of
+from dynamics.ensemble.identity import opened
 from tests.helpers import draw, refused
 
 TIMES = np.linspace(0.5, 6.0, 4)
@@ -211,7 +212,7 @@ def test_exhausted_resources_name_the_chunk_that_may_fit(monkeypatch, tmp_path):
         calls.append(1)
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory while trying to allocate")
 
-    with ensemble.opened(tmp_path) as store:
+    with opened(ensemble, tmp_path) as store:
         first = ensemble.mine()[0]
         store.write(first.number, *ensemble.piece(first, ensemble.slots()[0]))
         monkeypatch.setattr(ensemble, "compiled", lambda *_: exhausted)

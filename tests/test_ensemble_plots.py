@@ -438,5 +438,31 @@ def test_the_closed_form_is_that_of_each_member():
         np.testing.assert_allclose(curves.high[0, cell], ordered[3], rtol=2.0**-9)
 
 
-def test_axes_that_draw_starts_have_no_map():
-    assert reading.seeds(CONFIG) == {"seed", "draw"} and reading.seeds(None) == {"seed"}
+def test_maps_are_over_the_first_axes_of_the_file_that_do_not_draw_starts():
+    grid = np.indices((2, 2, 2)).reshape(3, -1)
+    names = ("draw", "gamma", "peak")  # in the order of the alphabet
+    data = xarray.Dataset(coords=of_members(8, **dict(zip(names, grid, strict=True))))
+    assert reading.pair(data, None, CONFIG) == ("gamma", "peak")
+    peak_first = configuration.loads(SWEEP, ["sweep.0={axis='rates.equal', name='peak', values=[0.1, 0.2]}"])
+    assert reading.pair(data, None, peak_first) == ("peak", "gamma")
+    assert reading.pair(data, ("draw", "gamma"), CONFIG) == ("draw", "gamma")
+    assert reading.pair(data, None, None) == ("draw", "gamma")
+    assert reading.pair(data.rename(draw="seed"), None, None) == ("gamma", "peak")
+
+
+@pytest.mark.parametrize("groups", [2, 5])
+def test_a_long_note_stands_beside_the_groups(groups):
+    figure, over_time, *_ = ensembles.sheet(1, last=True, title="demo")
+    for number in range(groups):
+        over_time[0].plot(TIMES, TIMES, label=f"momentum = {number}")
+    ensembles.key(figure, over_time[0], wide="simulated", note="no closed form: " + "of many words " * 40)
+    figure.canvas.draw()
+    left, right = (legend.get_window_extent() for legend in figure.legends)
+    assert left.x1 <= right.x0 and right.x1 <= figure.bbox.x1
+
+
+def test_descents_are_drawn_over_iterations(tmp_path, drawn):
+    iterations = ("time", TIMES, {"long_name": "iteration", "units": "1"})
+    variables = {"nc1_mean": ("time", TIMES), "nc1_variance": ("time", TIMES)}
+    pages.plot(written(tmp_path, variables, {**of_members(3), "time": iterations}), theory=False)
+    assert drawn["nc1"].axes[0].get_xlabel() == "iteration"

@@ -141,7 +141,7 @@ def test_killed_five_times(place, unbroken):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_killed_fifty_times(place):
-    (place / "long.toml").write_text(SWEEP.format(starts=6000), encoding="utf-8")
+    (place / "long.toml").write_text(SWEEP.format(starts=16_000), encoding="utf-8")
     ended(begun(place, "run", "long.toml", "--out", "whole", "--devices", "1"), 0)
     done, _ = killed_until_done(place, "long.toml", "torn", 50, random.Random(2))
     assert done == 50

@@ -12,6 +12,7 @@ from dynamics.cli import processes, result, running
 from dynamics.cli import sweep as sweeps
 from dynamics.cli.main import IO, OK, SOME_FAILED
 from dynamics.ensemble import Ensemble
+from dynamics.ensemble.identity import identity
 from dynamics.ensemble.progress import Progress
 from dynamics.ensemble.store import CorruptFile, Store
 from dynamics.whole_file import whole_file
@@ -97,7 +98,7 @@ def _resume(folder: Path, options) -> int:
 
 
 def _identity(config, members: Ensemble) -> dict:
-    return {**members.identity(), "config": configuration.sha256(config)}
+    return {**identity(members), "config": configuration.sha256(config)}
 
 
 def _members(config, store: Store, process: tuple[int, int] | None = None) -> tuple[sweeps.Sweep, Ensemble]:

@@ -86,7 +86,7 @@ def closed_form(config, names: Sequence[str], by: Sequence[str], levels: np.ndar
             progress=False,
         )
     except (NoClosedForm, configuration.ConfigError) as error:
-        return Formula({}, "", f"no closed form: {error}")
+        return Formula({}, "", f"no closed form: {str(error).removeprefix('motion.by: ')}")
     good = int(result.ok.sum())
     if not good:
         return Formula({}, "", "no closed form: no member meets its assumptions")

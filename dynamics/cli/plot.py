@@ -47,7 +47,7 @@ def plot(
     with reading.opened(folder) as data:
         names = reading.observables(data, observables)
         config, why = _configuration(data)
-        pair = reading.pair(data, axes, reading.seeds(config))
+        pair = reading.pair(data, axes, config)
         for name in names if axes is not None else ():
             if f"{name}_final" not in data:
                 raise ValueError(f"axes: no last values of {name} to draw a map of; run again with --set keep.final=true")
@@ -97,6 +97,11 @@ def _labelled(data, *names: str) -> str:
     return names[0] + (f" ({unit})" if unit not in ("", "1") else "")
 
 
+def _clock(data) -> str:
+    """Time of a flow, or the iterations of a descent."""
+    return "iteration" if data["time"].attrs.get("long_name") == "iteration" else _labelled(data, "time")
+
+
 def _short(value) -> str:
     return f"{value:.3g}" if np.issubdtype(np.asarray(value).dtype, np.number) else str(value)
 
@@ -117,7 +122,7 @@ def _page_over_time(data, name: str, how: str, formula: Formula, title: str, out
         return []
     figure, over_time, beside, strip = ensembles.sheet(len(cells), last=bool(ends), title=title)
     for ax, (panel, place) in zip(over_time, cells, strict=True):
-        label(ax, panel, _labelled(data, "time"), name, log=log)
+        label(ax, panel, _clock(data), name, log=log)
         _draw(ax, data["time"].values, simulated, exact, place, bands, _labelled(data, by[0]) if by else "", groups)
     if not few and over_time:
         ensembles.color_bar(over_time[-1], groups, _labelled(data, by[0]))

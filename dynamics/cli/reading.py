@@ -51,19 +51,23 @@ def levels(data) -> np.ndarray:
     return data["quantile"].values if "quantile" in data.coords else np.array([])
 
 
-def seeds(config: SweepConfig | None) -> set[str]:
-    """The names of the axes that only draw starts anew, which no map is drawn over unless asked for."""
+def _axes(config: SweepConfig | None) -> dict[str, str]:
+    """The dotted path of each axis by its name, in the order of the file."""
     factors = [] if config is None else config.sweep
-    singles = [one for factor in factors for one in (factor.zip or [factor])]
-    return {"seed", *(one.name for one in singles if one.axis == "start.seed" and one.name)}
+    return {one.name or "": one.axis or "" for factor in factors for one in (factor.zip or [factor])}
 
 
-def pair(data, axes: Sequence[str] | None, seeds: set[str]) -> tuple[str, str] | None:
-    """The two axes of the maps: those asked for, or the first two that are crossed with each other."""
+def pair(data, axes: Sequence[str] | None, config: SweepConfig | None) -> tuple[str, str] | None:
+    """The two axes of the maps: those asked for, or the first two of the file that are crossed with each other.
+
+    No map is drawn over axes that only draw starts anew, unless asked for.
+    """
+    paths = _axes(config)
     per_member = [str(name) for name, values in data.coords.items() if values.dims == ("member",) and name != "member"]
     swept = [name for name in per_member if np.unique(data[name].values).size > 1]
     if axes is None:
-        free = [name for name in swept if name not in seeds]
+        order = [*paths, *swept]  # a zarr folder lists its arrays by the alphabet
+        free = [name for name in sorted(swept, key=order.index) if paths.get(name, name) not in ("start.seed", "seed")]
         return next((pair for pair in itertools.combinations(free, 2) if _crossed(data, *pair)), None)
     for name in axes:
         validate.choice("axes", name, swept)

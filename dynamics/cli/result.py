@@ -25,11 +25,11 @@ def coordinates(config, sweep: sweeps.Sweep, members: Ensemble) -> Iterator[Vari
     for name, values in sweep.design.coordinates().items():
         yield Variable(name, ("member",), values[numbers], {"long_name": f"swept axis {name}"})
     for axis in sweep.design.axes:
-        if axis.name in members.by:
+        if axis.name in members.statistics.by:
             cell = f"{axis.name}_cell"
             yield Variable(cell, (cell,), axis.coordinate(), {"long_name": f"statistics at this value of {axis.name}"})
     named: set[str] = set()
-    for name, reductions in members.reduce.items():
+    for name, reductions in members.statistics.reduce.items():
         for reduction in reductions:
             for dim, values in reduction.coordinates().items():
                 if (label := _label(name, dim)) not in named:
@@ -59,8 +59,8 @@ def variables(config, sweep: sweeps.Sweep, members: Ensemble, store: Store | Mem
         dims = ("member", *(("time",) if trajectory else ()), *(f"{name}_{axis}" for axis in range(len(extra))))
         text = name.removesuffix("_final") + ("" if trajectory else " at the last saved time that was reached")
         yield Variable(name, dims, lambda key=key: members.array(store, key), {"long_name": text})
-    by = tuple(f"{name}_cell" for name in members.by)
-    for name, _, found in members.reduced(store):
+    by = tuple(f"{name}_cell" for name in members.statistics.by)
+    for name, found in members.reduced(store):
         for key, one in found.items():
             extra = tuple(_label(name, dim) for dim in one.dims[len(by) :])
             rest = one.values.ndim - len(by) - len(extra)

@@ -15,7 +15,7 @@ import numpy as np
 from dynamics import status
 from dynamics.cli import config as configuration
 from dynamics.cli import sweep as sweeps
-from dynamics.ensemble import Ensemble, lock
+from dynamics.ensemble import Design, Ensemble, lock
 from dynamics.ensemble.store import Store
 from dynamics.trajectory import Trajectory
 
@@ -92,9 +92,10 @@ def describe(members: Ensemble) -> str:
     from dynamics.ensemble import memory
 
     chunks = members.chunks()
+    axes = members.source.axes if isinstance(members.source, Design) else ()
     lines = [
         f"members    {members.total}" + (f" in {len(members.groups)} groups" if len(members.groups) > 1 else ""),
-        f"axes       {', '.join(f'{axis.name} ({len(axis)})' for axis in members.source.axes)}",
+        f"axes       {', '.join(f'{axis.name} ({len(axis)})' for axis in axes)}",
         f"chunks     {len(chunks)} of {members.chunk} members, {members.lanes} lanes side by side",
         f"devices    {len(members.slots()[0]) if members.shard else len(members.slots())} x {members.devices[0].device_kind}",
         f"memory     {memory.shown(members.forecast)} forecast of {memory.shown(members.cap)} allowed",

@@ -2,7 +2,7 @@
 
 TEMPLATE = """\
 # A sweep: every combination of the axes below is a member. Run it with: dynamics run {name}.toml
-# Any value can be replaced there: --set start.scale=0.1 --set sweep.1.count=1000
+# Any value can be replaced there: --set start.scale=0.1 --set sweep.2.count=1000
 name = "{name}"                        # of the run folder: A-Z a-z 0-9 . _ -
 # title = "Collapse under three learning rates"
 seed = 0                               # of every random number
@@ -14,8 +14,8 @@ per_class = 5                          # or one of the following
 # sizes = [8, 6, 4, 2]
 # sizes = {{ kind = "long_tailed", largest = 20, imbalance = 10.0 }}
 # labels = [0, 0, 1, 1, 2, 3]
-loss = {{ kind = "CrossEntropy" }}       # any class of dynamics.losses, its arguments as keys
-decay = {{ features = 1e-3, prototypes = 1e-3, biases = 0.0 }}
+loss = {{ kind = "Unhinged" }}           # any of dynamics.losses, such as "CrossEntropy"; its arguments are keys
+decay = {{ features = 0.01, prototypes = 0.05, biases = 0.0 }}
 # bias = true                          # trained; "slaved": always the best ones (squared error)
 # anchored = true                      # prototypes and biases stay where they start
 # normalize = true                     # the loss sees features of unit norm
@@ -30,17 +30,17 @@ scale = 0.3
 # prototype_scale = 1.0
 
 [rates]
-features = {{ kind = "Cosine", value = 0.5, horizon = 40.0 }}   # a number, or any schedule of dynamics.schedules
-weights = 0.5
-# equal = 0.5                          # instead of both: the same schedule
-# schedule = 0.5                       # or: features move at ratio times the schedule of the weights
-# ratio = 2.0
+schedule = {{ kind = "Cosine", value = 0.5, horizon = 20.0 }}   # of the weights: a number, or any of dynamics.schedules
+ratio = 2.0                            # features move so many times as fast
+# equal = 0.5                          # or instead of both: one schedule for all
+# features = 1.0                       # or: a schedule each
+# weights = 0.5
 # rescaled = true                      # a feature's step is multiplied by its norm
 
 [motion]
 verb = "flow"                          # or "descent"
 by = "simulation"                      # or "formula", where there is one
-times = {{ start = 0.0, stop = 40.0, num = 21 }}   # or a list; spacing = "linear" or "geometric"
+times = {{ start = 0.0, stop = 20.0, num = 21 }}   # or a list; spacing = "linear" or "geometric"
 # rtol = 1e-8
 # atol = 1e-8
 # max_steps = 100000
@@ -55,29 +55,34 @@ times = {{ start = 0.0, stop = 40.0, num = 21 }}   # or a list; spacing = "linea
 # shuffle = "epoch"                    # or "step"
 
 [[sweep]]                              # axes are crossed, the last varies fastest
-axis = "rates.features.value"          # the dotted path of a value in this file
+axis = "rates.schedule.value"          # the dotted path of a value in this file
 name = "peak"
-values = [0.25, 0.5, 1.0]              # or {{ start = 0.1, stop = 1.0, num = 10, spacing = "geometric" }}
+values = [0.25, 0.5, 1.0]
+
+[[sweep]]
+axis = "problem.decay.features"
+name = "decay"
+values = {{ start = 0.01, stop = 0.64, num = 4, spacing = "geometric" }}   # or "linear"
 
 [[sweep]]
 axis = "start.seed"                    # random starts, the same for every value of the other axes
-count = 200
+count = 50
 
 # [[sweep]]                            # axes that move together
 # zip = [
-#     {{ axis = "problem.decay.features", values = [1e-3, 1e-2] }},
-#     {{ axis = "problem.decay.prototypes", values = [1e-3, 1e-2] }},
+#     {{ axis = "problem.decay.prototypes", values = [0.05, 0.5] }},
+#     {{ axis = "start.scale", values = [0.3, 0.1] }},
 # ]
 
 [keep]
-observables = ["objective", "accuracy", "nc1"]   # of dynamics.observables
+observables = ["objective", "nc1", "feature_norm"]   # of dynamics.observables
 final = true                           # every member's values at the last time it reached
 trajectories = false                   # every member's values at all times
 states = []                            # numbers of members whose whole states are kept
 moments = true                         # mean, variance, extremes over members
 quantiles = [0.05, 0.25, 0.5, 0.75, 0.95]
-histograms = {{ nc1 = {{ start = 1e-8, stop = 100.0, num = 41, spacing = "geometric" }} }}
-by = ["peak"]                          # statistics for each value of these axes
+histograms = {{ nc1 = {{ start = 1e-12, stop = 100.0, num = 43, spacing = "geometric" }} }}
+by = ["peak", "decay"]                 # statistics for each value of these axes
 
 [run]
 # chunk = 256                          # members a compiled call

@@ -11,6 +11,8 @@ from jaxtyping import PyTree
 from dynamics import status
 from dynamics.ensemble.design import Design
 from dynamics.ensemble.engine import Ensemble, Report, everything, observed
+from dynamics.ensemble.identity import opened
+from dynamics.ensemble.program import Device
 from dynamics.ensemble.reductions import Reduced, Reduction
 from dynamics.ensemble.store import MemoryStore, Store
 from dynamics.segmented import Segmented
@@ -55,7 +57,7 @@ def run(
     by: Sequence[str] = (),
     lanes: int | None = None,
     memory: int | float | str | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     shard: bool = False,
     process: tuple[int, int] = (0, 1),
     only=None,
@@ -107,7 +109,7 @@ def run(
         process=process,
         only=only,
     )
-    with ensemble.opened(store) as chunks:
+    with opened(ensemble, store) as chunks:
         ensemble.execute(chunks, progress=progress)
         return _collected(ensemble, chunks)
 
@@ -122,6 +124,6 @@ def _collected(ensemble: Ensemble, store: Store | MemoryStore) -> Result:
         status=ensemble.array(store, "status"),
         index=ensemble.array(store, "index"),
         stats={name: ensemble.array(store, name) for name in ensemble.shapes[0].stats},
-        reduced={f"{name}_{key}": one for name, _, found in ensemble.reduced(store) for key, one in found.items()},
+        reduced={f"{name}_{key}": one for name, found in ensemble.reduced(store) for key, one in found.items()},
         report=ensemble.report(store),
     )

@@ -1,13 +1,10 @@
 """An ensemble taken apart: what is compiled, what runs where, and what comes of it."""
 
 import contextlib
-import hashlib
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -19,12 +16,13 @@ from dynamics import status, validate
 from dynamics.ensemble import memory as bytes_of
 from dynamics.ensemble.design import Design, Listed
 from dynamics.ensemble.lanes import WIDTH
-from dynamics.ensemble.plan import Chunk, chosen_groups, cut, fingerprint, hardest_first, padded, share
-from dynamics.ensemble.program import Outcome, Program, must_take_turns
+from dynamics.ensemble.plan import Chunk, chosen_groups, cut, hardest_first, padded, share
+from dynamics.ensemble.program import Device, Outcome, Program, must_take_turns
 from dynamics.ensemble.progress import Progress
-from dynamics.ensemble.reductions import Reduced, Reduction
+from dynamics.ensemble.reductions import Reduced
 from dynamics.ensemble.rows import rows_of
-from dynamics.ensemble.store import ForeignRun, MemoryStore, Store
+from dynamics.ensemble.statistics import Statistics
+from dynamics.ensemble.store import MemoryStore, Store
 from dynamics.segmented import Segmented
 from dynamics.trajectory import Trajectory
 
@@ -80,8 +78,8 @@ class Ensemble:
         if not (isinstance(one, Segmented) or callable(one)):
             raise ValueError(f"one must be a function of a member or a Segmented motion, got {one!r}")
         self.source = members if isinstance(members, Design) else Listed(members)
+        self.source.cell_shape(tuple(by))  # refuses wrong names before anything is traced
         self.one, self.key, self.cost = one, key, cost
-        self.by, self.cell_shape = tuple(by), self.source.cell_shape(tuple(by))
         self.groups = chosen_groups(self.source, only)
         self.total = sum(group.numbers.size for group in self.groups)
         self.devices = list(jax.local_devices() if devices is None else devices)
@@ -101,16 +99,13 @@ class Ensemble:
         self.forecast = 0
         self.compile_seconds = 0.0
         self._orders: list[np.ndarray] | None = None
-        self._partials: dict[int, dict[str, np.ndarray]] = {}
-        self._totals: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        self._merged = 0
         self._compiled: dict[tuple, Any] = {}
         self._compiling = threading.Lock()
         self._one_at_a_time = threading.Lock()
         self._turn: contextlib.AbstractContextManager = contextlib.nullcontext()
         self.shapes = [self._outcome_shape(group) for group in range(len(self.groups))]
         self._same_shapes()
-        self.reduce = _by_name(reduce, self.shapes[0].watched)
+        self.statistics = Statistics(reduce, tuple(by), self.source, self.shapes[0].watched)
 
     def _rounded(self, chunk: int) -> int:
         """A chunk every lane and every device of which is used; lanes that are refilled need no multiple of them."""
@@ -126,17 +121,20 @@ class Ensemble:
     def _program(self, group: int) -> Program:
         return Program(self.one, self.groups[group].static, self.key is not None, self.keep, self.watch, self.chunk, self.lanes)
 
-    def _key(self):
+    def base_key(self):
+        """What the keys of members are folded from; a number where they have none."""
         return np.uint32(0) if self.key is None else self.key
 
-    def _sample(self, group: int) -> PyTree:
+    def sample(self, group: int) -> PyTree:
+        """The first row of a group."""
         return self.source.rows(self.groups[group].numbers[:1])
 
     def _outcome_shape(self, group: int) -> Outcome:
         """Shapes of one member's outcome; an error in the user's function shows here, before anything runs."""
-        return jax.eval_shape(self._alone(group), self._sample(group), self._key())
+        return jax.eval_shape(self.alone(group), self.sample(group), self.base_key())
 
-    def _alone(self, group: int) -> Callable:
+    def alone(self, group: int) -> Callable:
+        """(rows, key) to the outcome of the first row, moved by itself for a while."""
         program = self._program(group)
 
         def alone(row, key):
@@ -147,15 +145,6 @@ class Ensemble:
             return program.outcome(self.one(member, *keys))
 
         return alone
-
-    def code(self) -> dict[str, str]:
-        """What a member's numbers are computed by: the traced program, with the constants in it, under this JAX."""
-        digest = hashlib.sha256()
-        for group in range(len(self.groups)):
-            traced = jax.make_jaxpr(self._alone(group))(self._sample(group), self._key())
-            digest.update(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
-            digest.update(fingerprint([np.asarray(const) for const in traced.consts]).encode())
-        return {"jax": jax.__version__, "program": digest.hexdigest()}
 
     def _same_shapes(self) -> None:
         def described(outcome):
@@ -173,12 +162,12 @@ class Ensemble:
                     f"{self.groups[0].static} and {got} at {group.static}; choose with keep= and watch="
                 )
 
-    def compiled(self, group: int, slot: tuple[jax.Device, ...]):
+    def compiled(self, group: int, slot: tuple[Device, ...]):
         """The program of a group on one device, or sharded over several; compiled once."""
         with self._compiling:
             if (group, slot) not in self._compiled:
                 begin = time.perf_counter()
-                compiled = self._program(group).compile(self._sample(group), self._key(), list(slot))
+                compiled = self._program(group).compile(self.sample(group), self.base_key(), list(slot))
                 self._compiled[group, slot] = compiled
                 self.compile_seconds += time.perf_counter() - begin
                 if len(self.devices) > 1 and slot[0].platform == "cpu" and must_take_turns(compiled, len(self.devices)):
@@ -210,13 +199,13 @@ class Ensemble:
             smaller = max(self.unit, int(self.chunk * min(0.5, 0.9 * self.cap / self.forecast)) // self.unit * self.unit)
             if not self.automatic or smaller >= self.chunk:
                 raise OutOfMemory(
-                    f"a chunk of {self.chunk} members needs {bytes_of.shown(self.forecast)} on {len(slots)} device(s), "
-                    f"{bytes_of.shown(self.cap)} are allowed; give chunk={smaller}, fewer lanes ({self.lanes} now) or more memory"
+                    f"a chunk of {self.chunk} members needs {bytes_of.shown(self.forecast)} on {len(slots)} device(s) and "
+                    f"may take {bytes_of.shown(self.cap)}: give chunk={smaller}, fewer lanes than {self.lanes}, or more memory"
                 )
             self.chunk = self._rounded(smaller)
             self._compiled.clear()
 
-    def slots(self) -> list[tuple[jax.Device, ...]]:
+    def slots(self) -> list[tuple[Device, ...]]:
         """The devices that run a chunk together: each alone, or all."""
         if self.shard:
             return [tuple(self.devices)]
@@ -253,54 +242,10 @@ class Ensemble:
         index, count = self.process
         return [chunk for chunk in self.chunks() if chunk.number % count == index]
 
-    def identity(self) -> dict[str, Any]:
-        """What determines the numbers of a run, so that a folder can be recognised."""
-        source = self.source
-        axes = source.values if isinstance(source, Listed) else [(a.name, a.static, a.values) for a in source.axes]
-        return {
-            "members": fingerprint(axes, [group.numbers for group in self.groups]),
-            "count": self.total,
-            "key": fingerprint(self._key()),
-            "order": fingerprint(self.orders),
-            "chunks": len(self.chunks()),
-            "chunk": self.chunk,
-            "lanes": self.lanes,
-            "by": list(self.by),
-            "reductions": {name: [repr(one) for one in ones] for name, ones in sorted(self.reduce.items())},
-            "outcome": fingerprint(str(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), self.shapes[0]))),
-            "process": list(self.process),
-        }
-
-    @contextlib.contextmanager
-    def opened(self, store: str | Path | Store | None) -> Iterator[Store | MemoryStore]:
-        """The store as it is, or the folder's, created or taken up again, and locked; None keeps chunks in memory."""
-        if store is None:
-            self.settle()
-            yield MemoryStore()
-        elif isinstance(store, Store):
-            yield store
-        else:
-            folder = Path(store)
-            if (folder / "manifest.json").exists():
-                found = Store.open(folder)
-                if self.automatic and "chunk" in found.identity:
-                    self.chunk = found.identity["chunk"]
-                self.settle()
-                found.require(self.identity())
-                code, then = self.code(), found.about["code"]
-                if then["jax"] == code["jax"] and then != code:
-                    raise ForeignRun(f"{folder} holds a run of another function: `one`, or a constant in it, has changed since")
-            else:
-                self.settle()
-                found = Store.create(folder, self.identity(), {"code": self.code()})
-            with found.lock(take=True):
-                found.clean()
-                found.sound()
-                yield found
-
     def execute(self, store: Store | MemoryStore, *, progress: bool | Progress = True) -> None:
         """Run the chunks of this process that the store does not have, each device its own at a time."""
         mine = self.mine()
+        places = {chunk.number: place for place, chunk in enumerate(mine)}
         todo = [chunk for chunk in mine if chunk.number not in store.entries]
         before = [store.entries[chunk.number] for chunk in mine if chunk.number in store.entries]
         if not isinstance(progress, Progress):
@@ -333,33 +278,20 @@ class Ensemble:
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for chunk, arrays, facts in sorted((future.result() for future in finished), key=lambda one: one[0].number):
                     if isinstance(store, MemoryStore):
-                        arrays = self._absorbed(chunk.number, arrays)
+                        arrays = self.statistics.absorb(places[chunk.number], arrays)
                     store.write(chunk.number, arrays, facts)
                     progress.update(facts["members"], facts["failed"])
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _absorbed(self, number: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays without partial statistics, which are merged at once where their turn has come: memory stays bounded."""
-        index, count = self.process
-        self._partials[number] = {name: array for name, array in arrays.items() if name.startswith("reduced/")}
-        while (turn := index + self._merged * count) in self._partials:
-            partials = self._partials.pop(turn)
-            for name, reductions in self.reduce.items():
-                for reduction in reductions:
-                    partial, before = _part(partials, name, reduction), self._totals.get((name, reduction.name))
-                    self._totals[name, reduction.name] = partial if before is None else reduction.merge(before, partial)
-            self._merged += 1
-        return {name: array for name, array in arrays.items() if not name.startswith("reduced/")}
-
-    def piece(self, chunk: Chunk, slot: tuple[jax.Device, ...]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def piece(self, chunk: Chunk, slot: tuple[Device, ...]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays of one chunk, as they are stored, and facts about it."""
         compiled = self.compiled(chunk.group, slot)
         begin = time.perf_counter()
         full, count = padded(chunk.members, self.chunk).astype(np.int32), chunk.members.size
         try:
             with self._turn:
-                outcome: Outcome = jax.device_get(compiled(self.source.rows(full), full, self._key(), np.int32(count)))
+                outcome: Outcome = jax.device_get(compiled(self.source.rows(full), full, self.base_key(), np.int32(count)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -373,11 +305,7 @@ class Ensemble:
         arrays = {"index": chunk.members.astype(np.int64), "status": outcome.status, **outcome.stats}
         for path, leaf in jax.tree_util.tree_leaves_with_path(outcome.kept):
             arrays[f"values{jax.tree_util.keystr(path)}"] = leaf
-        cells = self.source.cells(self.by, chunk.members)
-        for name, reductions in self.reduce.items():
-            for reduction in reductions:
-                for part, array in reduction.of(outcome.watched[name], cells).items():
-                    arrays[f"reduced/{name}/{reduction.name}/{part}"] = array
+        arrays |= self.statistics.partials(chunk.members, outcome.watched)
         codes, counts = np.unique(outcome.status, return_counts=True)
         facts = {
             "members": count,
@@ -398,22 +326,10 @@ class Ensemble:
         index = np.concatenate([piece["index"] for piece in pieces])
         return np.concatenate([piece[name] for piece in pieces])[np.argsort(index, kind="stable")]
 
-    def reduced(self, store: Store | MemoryStore) -> Iterator[tuple[str, Reduction, dict[str, Reduced]]]:
-        """The statistics of one watched array after the other; partial results are merged in the order of the chunks."""
-        cells = int(np.prod(self.cell_shape, dtype=np.int64))
-        for name, reductions in self.reduce.items():
-            for reduction in reductions:
-                total = self._totals.get((name, reduction.name))
-                for chunk in self.mine() if isinstance(store, Store) else ():
-                    partial = _part(store.read(chunk.number), name, reduction)
-                    total = partial if total is None else reduction.merge(total, partial)
-                if total is not None:
-                    found = reduction.result(total, cells)
-                    yield name, reduction, {key: self._apart(one) for key, one in found.items()}
-
-    def _apart(self, found: Reduced) -> Reduced:
-        """The axis of cells unfolded into the axes that statistics are kept apart by."""
-        return found._replace(values=found.values.reshape(self.cell_shape + found.values.shape[1:]), dims=self.by + found.dims)
+    def reduced(self, store: Store | MemoryStore) -> Iterator[tuple[str, dict[str, Reduced]]]:
+        """The statistics of one watched array after the other."""
+        stored = (store.read(chunk.number) for chunk in self.mine()) if isinstance(store, Store) else ()
+        return self.statistics.results(stored)
 
     def report(self, store: Store | MemoryStore, seconds: float = 0.0) -> Report:
         """How the run went, from the facts of its chunks."""
@@ -431,29 +347,9 @@ class Ensemble:
         )
 
 
-def _part(arrays: Mapping[str, np.ndarray], name: str, reduction: Reduction) -> dict[str, np.ndarray]:
-    """What one reduction left of one variable among the arrays of a chunk."""
-    head = f"reduced/{name}/{reduction.name}/"
-    return {key.removeprefix(head): arrays[key] for key in arrays if key.startswith(head)}
-
-
 def _differences(first: dict, other: dict) -> dict[str, tuple]:
     return {
         name: (first.get(name, "absent"), other.get(name, "absent"))
         for name in {**first, **other}
         if first.get(name) != other.get(name)
     }
-
-
-def _by_name(reduce, watched: dict[str, Any]) -> dict[str, list[Reduction]]:
-    """The reductions of each watched array."""
-    chosen = reduce if isinstance(reduce, Mapping) else {name: reduce for name in watched}
-    for name, reductions in chosen.items():
-        validate.choice("reduce", name, watched)
-        wrong = [one for one in reductions if not isinstance(one, Reduction)]
-        if wrong:
-            raise ValueError(f"reduce must hold reductions such as ensemble.Moments(), got {wrong[0]!r} for {name!r}")
-        names = [one.name for one in reductions]
-        if len(set(names)) < len(names):
-            raise ValueError(f"reduce must hold each kind of reduction once, got {names} for {name!r}")
-    return {name: list(reductions) for name, reductions in chosen.items()}

@@ -26,10 +26,12 @@ def size(name: str, x: int | float | str) -> int:
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", x)
         if match is None or match[2] not in UNITS:
             raise ValueError(f"{name} must be bytes or a text such as '2GiB' (units {', '.join(list(UNITS)[1:])}), got {x!r}")
-        x = float(match[1]) * UNITS[match[2]]
-    if isinstance(x, bool) or not (math.isfinite(x) and x >= 1):
+        count = float(match[1]) * UNITS[match[2]]
+    else:
+        count = x
+    if isinstance(count, bool) or not (math.isfinite(count) and count >= 1):
         raise ValueError(f"{name} must be at least one byte, got {x!r}")
-    return int(x)
+    return int(count)
 
 
 def shown(count: float) -> str:
@@ -50,7 +52,7 @@ def needed(compiled: "jax.stages.Compiled", copies: int) -> int:
     return copies * (analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + 2 * results)
 
 
-def available(device: jax.Device) -> int:
+def available(device) -> int:
     """Bytes free on the device, or in this computer's memory for a CPU."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:

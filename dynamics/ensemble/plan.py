@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dynamics import validate
@@ -36,11 +37,10 @@ def chosen_groups(source: Design | Listed, only) -> list[Group]:
 
 def hardest_first(cost: Callable, source: Design | Listed, group: Group, key) -> np.ndarray:
     """The numbers of the group, in the order of falling cost; ties in the order of their numbers."""
-    keyed = key is not None and takes_key(cost)
 
     def one(row, number):
         member = {**group.static, **row} if group.static else row
-        return cost(member, jax.random.fold_in(key, number)) if keyed else cost(member)
+        return cost(member) if key is None or not takes_key(cost) else cost(member, jax.random.fold_in(key, number))
 
     call = jax.jit(jax.vmap(one))
     numbers, costs = group.numbers, []
@@ -83,7 +83,7 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
-            if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 digest.update(str(leaf.dtype).encode())
                 leaf = jax.random.key_data(leaf)
             text = not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float))

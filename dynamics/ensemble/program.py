@@ -16,6 +16,9 @@ from dynamics.ensemble.lanes import run_in_lanes
 from dynamics.segmented import Segmented
 from dynamics.trajectory import Trajectory
 
+Device = Any
+"""A `jax.Device`, which type checkers do not take for a type."""
+
 
 class Outcome(NamedTuple):
     """What a chunk gives back, leading axis (chunk,); only `work`, the lane-steps executed, is a number (-1: unknown)."""
@@ -77,7 +80,7 @@ class Program:
             outcome = jax.lax.map(alone, given, batch_size=self.lanes)
         return outcome._replace(work=_lockstep(outcome.stats.get("steps"), self.lanes))
 
-    def compile(self, rows: PyTree, key, devices: list[jax.Device]) -> "jax.stages.Compiled":
+    def compile(self, rows: PyTree, key, devices: list[Device]) -> "jax.stages.Compiled":
         """The program for chunks like these rows: on one device, or sharded over several."""
         if len(devices) == 1:
             run = self.block
@@ -126,7 +129,7 @@ def _sized(rows: PyTree, size: int) -> PyTree:
 
 def _as_jax(dtype):
     """The dtype JAX holds it in under the present settings; that of random keys as it is."""
-    return dtype if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(dtype)
+    return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(dtype)
 
 
 def _lockstep(steps, lanes: int):

@@ -6,13 +6,15 @@ from matplotlib.axes import Axes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """A cycle that colour-blind readers can tell apart (M. Okabe, K. Ito, 2008)."""
+DASHES = (0, (4, 2))
+"""Of curves by formula."""
 
 
-def _shown(ax: Axes, values) -> np.ndarray:
-    """Values a log axis cannot show are left out, never moved."""
+def shown(scale: str, values) -> np.ndarray:
+    """What an axis of this scale can show; on a log axis zero and less are left out, never moved."""
     values = np.asarray(values, float)
     hidden = ~np.isfinite(values)
-    if ax.get_yscale() == "log":
+    if scale == "log":
         hidden |= values <= 0
     return np.where(hidden, np.nan, values)
 
@@ -23,14 +25,14 @@ def simulated(ts, values, *, ax: Axes | None = None, color: str = COLORS[0], lab
     **Arguments:** `ts` and `values` of shape (times,).
     """
     ax = plt.gca() if ax is None else ax
-    ax.plot(ts, _shown(ax, values), color=color, linewidth=3.2, alpha=0.45, solid_capstyle="round", label=label)
+    ax.plot(ts, shown(ax.get_yscale(), values), color=color, linewidth=3.2, alpha=0.45, solid_capstyle="round", label=label)
     return ax
 
 
 def theory(ts, values, *, ax: Axes | None = None, color: str = COLORS[0], label: str | None = None) -> Axes:
     """A curve by formula: dashed, thin and full. `ts` and `values` of shape (times,)."""
     ax = plt.gca() if ax is None else ax
-    ax.plot(ts, _shown(ax, values), color=color, linewidth=1.3, linestyle=(0, (4, 2)), label=label, zorder=3)
+    ax.plot(ts, shown(ax.get_yscale(), values), color=color, linewidth=1.3, linestyle=DASHES, label=label, zorder=3)
     return ax
 
 
@@ -40,7 +42,9 @@ def band(
     """The band between two quantiles over members; `values` of shape (members, times)."""
     ax = plt.gca() if ax is None else ax
     low, high = np.nanquantile(np.asarray(values, float), quantiles, axis=0)
-    ax.fill_between(ts, _shown(ax, low), _shown(ax, high), color=color, alpha=0.18, linewidth=0, label=label)
+    ax.fill_between(
+        ts, shown(ax.get_yscale(), low), shown(ax.get_yscale(), high), color=color, alpha=0.18, linewidth=0, label=label
+    )
     return ax
 
 

@@ -14,12 +14,11 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dynamics.plotting.curves import COLORS
+from dynamics.plotting.curves import COLORS, DASHES, shown
 from dynamics.plotting.page import STYLE, page
 
 FEW = 6
 """More groups than these are told apart by a scale instead of a cycle."""
-DASHES = (0, (4, 2))
 SCALE = "viridis"
 OK_COLOR, FAILED_COLORS = "#BDC3C7", ("#B30000", "#EF6548", "#FDBB84", "#7F0000", "#FC8D59", "#D7301F")
 EMPTY = "0.9"
@@ -53,15 +52,6 @@ def over_decades(values, decades: float = 2) -> bool:
     values = values[np.isfinite(values)]
     positive = values[values > 0]
     return bool(positive.size and values.min() >= 0 and positive.max() > 10**decades * positive.min())
-
-
-def _shown(scale: str, values) -> np.ndarray:
-    """What an axis can show; on a log axis zero and less are left out, never moved."""
-    values = np.asarray(values, float)
-    hidden = ~np.isfinite(values)
-    if scale == "log":
-        hidden |= values <= 0
-    return np.where(hidden, np.nan, values)
 
 
 def colors(groups: Sequence | np.ndarray) -> list:
@@ -105,23 +95,23 @@ def band(ax: Axes, times, median, low, high, *, color=COLORS[0], label: str | No
     **Arguments:** `times` and `median` of shape (times,), `low` and `high` of the same or of (bands, times), the widest first;
     bands overlap, so inner ones are darker.
     """
-    ts = _shown(ax.get_xscale(), times)
+    ts = shown(ax.get_xscale(), times)
     scale = ax.get_yscale()
     for bottom, top in zip(np.atleast_2d(low), np.atleast_2d(high), strict=True):
-        ax.fill_between(ts, _shown(scale, bottom), _shown(scale, top), color=color, alpha=0.17, linewidth=0)
+        ax.fill_between(ts, shown(scale, bottom), shown(scale, top), color=color, alpha=0.17, linewidth=0)
         for edge in (bottom, top):  # a band down to zero has no inside on a log axis, but its upper edge
-            ax.plot(ts, _shown(scale, edge), color=color, linewidth=0.6, alpha=0.4)
-    ax.plot(ts, _shown(scale, median), color=color, linewidth=width, alpha=0.5, solid_capstyle="round", label=label)
+            ax.plot(ts, shown(scale, edge), color=color, linewidth=0.6, alpha=0.4)
+    ax.plot(ts, shown(scale, median), color=color, linewidth=width, alpha=0.5, solid_capstyle="round", label=label)
     return ax
 
 
 def theory(ax: Axes, times, median, low, high, *, color=COLORS[0]) -> Axes:
     """The same by formula, over the band: the median dashed, the edges of bands dashed and thinner; shapes as for `band`."""
-    ts = _shown(ax.get_xscale(), times)
+    ts = shown(ax.get_xscale(), times)
     scale = ax.get_yscale()
     for edge in (*np.atleast_2d(low), *np.atleast_2d(high)):
-        ax.plot(ts, _shown(scale, edge), color=color, linewidth=0.7, linestyle=DASHES, alpha=0.9, zorder=3)
-    ax.plot(ts, _shown(scale, median), color=color, linewidth=1.3, linestyle=DASHES, zorder=3.1)
+        ax.plot(ts, shown(scale, edge), color=color, linewidth=0.7, linestyle=DASHES, alpha=0.9, zorder=3)
+    ax.plot(ts, shown(scale, median), color=color, linewidth=1.3, linestyle=DASHES, zorder=3.1)
     return ax
 
 
@@ -183,10 +173,10 @@ def _edges(points: np.ndarray) -> np.ndarray:
 
 def status_bar(ax: Axes, counts: Mapping[str, int]) -> Axes:
     """How the members ended: one stacked bar of the whole width, with the number of each status, in the order given."""
-    shown = {name: int(count) for name, count in counts.items() if count}
-    total, left = sum(shown.values()), 0
+    some = {name: int(count) for name, count in counts.items() if count}
+    total, left = sum(some.values()), 0
     cycle = iter(FAILED_COLORS)
-    for name, count in shown.items():
+    for name, count in some.items():
         color = OK_COLOR if name == "ok" else next(cycle)
         ax.barh(0, count, left=left, height=1, color=color, linewidth=0, label=f"{thousands(count)} {name}")
         left += count
@@ -194,7 +184,7 @@ def status_bar(ax: Axes, counts: Mapping[str, int]) -> Axes:
     ax.set_axis_off()
     with matplotlib.rc_context(STYLE):
         ax.legend(
-            loc="upper left", bbox_to_anchor=(0, 0), ncols=max(len(shown), 1), borderaxespad=0.2, borderpad=0,
+            loc="upper left", bbox_to_anchor=(0, 0), ncols=max(len(some), 1), borderaxespad=0.2, borderpad=0,
             handlelength=0.9, handleheight=0.9, columnspacing=1.4,
         )  # fmt: skip
     return ax
@@ -227,18 +217,20 @@ def key(
 ) -> Figure:
     """The legend below the page: the labelled groups of `ax`, then what wide, shaded, dashed and hatched mean, and a note."""
     handles, labels = ax.get_legend_handles_labels()
-    letters = int((figure.get_figwidth() - 0.6) / 0.068)  # that fit into a line of the page
+    columns = 1 + (len(labels) > 3)
+    beside = columns * (0.7 + 0.068 * max(map(len, labels))) if labels else 0.0
+    letters = max(int((figure.get_figwidth() - 0.6 - beside) / 0.068), 20)  # that fit into a line beside the groups
     marks = (
         (wide, Line2D([], [], color="0.4", linewidth=3.2, alpha=0.5)),
         (shaded, Patch(color="0.4", alpha=0.25, linewidth=0)),
         (dashed, Line2D([], [], color="0.2", linewidth=1.3, linestyle=DASHES)),
         (empty, Patch(facecolor=EMPTY, hatch="////", edgecolor="0.6", linewidth=0)),
-        (textwrap.fill(note, letters, max_lines=3), Line2D([], [], linestyle="none")),
+        (textwrap.fill(note, letters, max_lines=4), Line2D([], [], linestyle="none")),
     )
     keys = [(mark, printable(text)) for text, mark in marks if text]
     with matplotlib.rc_context(STYLE):
         if handles:
-            figure.legend(handles, labels, loc="outside lower left", ncols=1 + (len(labels) > 3))
+            figure.legend(handles, labels, loc="outside lower left", ncols=columns)
         if keys:
             figure.legend(*zip(*keys, strict=True), loc="outside lower right" if handles else "outside lower left", ncols=1)
     return figure
