@@ -1,23 +1,68 @@
-"""The README's example runs as it is printed, and the commands it shows exist."""
+"""The examples of the README and of the guide to sweeps run as they are printed, and the files they link exist."""
 
 import re
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+import numpy as np
+import pytest
+
+from tests.helpers import ROOT
+
+README, SWEEPS, FAULTS = ROOT / "README.md", ROOT / "docs" / "sweeps.md", ROOT / "docs" / "faults.md"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def executed(path: Path, code: str) -> dict:
+    names: dict = {}
+    exec(compile(code, path.name, "exec"), names)
+    return names
 
 
 def test_the_example_runs_and_theory_agrees(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = blocks(README, "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    names = executed(README, code)
     assert names["result"].ok.all()
     assert names["result"].values.max() < 1e-7
     assert "worst relative error" in capsys.readouterr().out
 
 
-def test_every_file_it_links_exists():
-    links = re.findall(r"\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
+def test_the_sweep_of_the_readme_is_one():
+    from dynamics.cli import config, sweep
+
+    pytest.importorskip("pydantic")
+    (text,) = blocks(README, "toml")
+    assert sweep.build(config.loads(text)).design.size == 600
+
+
+def test_a_sweep_from_a_script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script, static, _ = blocks(SWEEPS, "python")
+    names = executed(SWEEPS, script + static)
+    assert len(names["structure"].groups()) == 2
+    result, again = names["result"], names["again"]
+    assert result.ok.all() and result.ok.size == 24
+    found = result.reduced["nc1_quantile"]
+    assert found.dims == ("peak", "quantile") and found.values.shape == (3, 5, 5)
+    values = result.values.observed["nc1"].reshape(3, 8, 5)
+    np.testing.assert_allclose(found.values[:, 2], np.sort(values, axis=1)[:, 3], rtol=2.0**-9)  # rank ceil(8 / 2)
+    np.testing.assert_array_equal(again.values.observed["nc1"], result.values.observed["nc1"])
+
+
+def test_a_sweep_from_a_file(tmp_path, monkeypatch, capsys):
+    for module in ("pydantic", "xarray", "netCDF4"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    executed(SWEEPS, blocks(SWEEPS, "python")[2])
+    assert "('peak_cell', 'decay_cell', 'time')" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", [README, SWEEPS, FAULTS], ids=lambda path: path.name)
+def test_every_file_it_links_exists(page):
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     assert links
     for link in links:
-        assert (README.parent / link).exists(), link
+        assert (page.parent / link).exists(), link

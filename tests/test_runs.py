@@ -318,6 +318,20 @@ def test_failed_members_are_written_and_counted(place, capsys):
         assert data.status.attrs["flag_meanings"].split()[3] == "norm_cap"
 
 
+@pytest.mark.filterwarnings("always")
+def test_steps_above_the_stability_bound_are_warned_of_once(tmp_path, capsys):
+    text = SWEEP.format(starts=2).replace("[start]", "decay = { features = 0.5, prototypes = 0.5 }\n[start]")
+    text = text.replace("times = [0.5, 1.0, 2.0]\nrtol = 1e-5\natol = 1e-5", "steps = 8\ndt = 1.0").replace(
+        '"flow"', '"descent"'
+    )
+    (tmp_path / "d.toml").write_text(text, encoding="utf-8")
+    for rates, above in (("[0.5, 2.5]", False), ("[0.5, 4.5]", True)):  # the bound lies between
+        words = ("run", tmp_path / "d.toml", "--set", f"sweep.0.values={rates}", "--out", tmp_path / rates[6:9], "--quiet")
+        code, shown = call(capsys, *words)
+        assert code == 0 and shown.count("warning") == above
+        assert ("2 of 4 members looked at take steps above" in shown) == above
+
+
 def test_the_result_is_labelled(unbroken):
     import xarray
 

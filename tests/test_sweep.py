@@ -147,18 +147,22 @@ def test_without_an_axis_of_seeds_every_member_has_its_own_start():
 
 
 def test_structure_is_a_program_each_and_floats_share_one():
-    found = built("sweep.0={axis='problem.loss', values=[{kind='Unhinged'}, {kind='Unhinged', gamma=0.5}]}")
+    found = built("sweep.0={axis='problem.loss', values=[{kind='Unhinged'}, {kind='Unhinged', gamma=0.4}]}")
     assert [group.static for group in found.design.groups()] == [
         {"problem.loss": '{ kind = "Unhinged" }'},
-        {"problem.loss": '{ kind = "Unhinged", gamma = 0.5 }'},
+        {"problem.loss": '{ kind = "Unhinged", gamma = 0.4 }'},
     ]
     (got,) = moved(found, 4)
-    equal(got, by_formula(0.5, 1, 0.5))
+    equal(got, by_formula(0.5, 1, 0.4))
 
     assert [group.static for group in built("sweep.0={axis='start.dim', values=[3, 5]}").design.groups()] == [
         {"start.dim": 3},
         {"start.dim": 5},
     ]
+    found = built(
+        "motion={verb='descent', steps=2, momentum=0.5}", "sweep.0={axis='motion.nesterov', name='n', values=[true, false]}"
+    )
+    assert [group.static for group in found.design.groups()] == [{"n": "true"}, {"n": "false"}]  # files hold no truth values
     for path, values in (
         ("problem.decay.features", "[0.1, 1]"),
         ("problem.loss.gamma", "{start=0.1, stop=0.2, num=3}"),
@@ -218,6 +222,18 @@ def test_stiffer_members_are_said_to_cost_more():
     assert costs[:3].max() < costs[3:].min()
 
 
+def test_steps_over_the_largest_stable_one():
+    """Anchored features relax at decay times rate = 0.05: stable below 40, and with momentum m below 40 (1 + m)."""
+    anchored = "problem={num_classes=3, per_class=2, anchored=true, decay={features=0.1}}"
+    axes = "sweep.0={zip=[{axis='motion.dt', values=[20, 80]}, {axis='motion.momentum', values=[0.0, 0.5]}]}"
+    found = built(anchored, "rates={equal=0.5}", "motion={verb='descent', steps=2}", axes)
+    assert found.overstep is not None
+    rows = found.design.rows(np.array([0, 3]))
+    np.testing.assert_allclose(compiled(jax.vmap(found.overstep, in_axes=(0, None)))(rows, found.key), [0.5, 80 / 60])
+    assert built("motion={verb='descent', steps=2}", "problem.loss={kind='CrossEntropy'}").overstep is None
+    assert built().overstep is None
+
+
 REFUSED = {
     "rates.schedule.horizon=-1": ("rates.schedule.horizon", "> 0"),
     "problem.num_classes=1": ("problem.num_classes", "single class"),
@@ -245,6 +261,7 @@ REFUSED = {
     "sweep.0.name='seed'": ("sweep", "two axes"),
     "sweep.0.name='time'": ("sweep", "another name"),
     "sweep.0.name='objective_final'": ("sweep", "another name"),
+    "sweep.0.name='seed_cell'": ("sweep", "another name"),
     "sweep.0.axis='rates.schedule.valu'": ("sweep.0.axis", "'value'"),
     "sweep.0.axis='rates.schedul.value'": ("sweep.0.axis", "'schedule'"),
     "sweep.0.axis='rate.schedule.value'": ("sweep.0.axis", "'rates'"),

@@ -61,6 +61,7 @@ def factors(config: SweepConfig) -> list[list[Swept]]:
             if f"{one.path}.".startswith(f"{other.path}.") or f"{other.path}.".startswith(f"{one.path}."):
                 raise ConfigError(f"sweep: the axes {other.path!r} and {one.path!r} set the same value")
         clash = [name for name in config.keep.observables if one.axis.name == name or one.axis.name.startswith(f"{name}_")]
+        clash += [other.axis.name for other in every if one.axis.name == f"{other.axis.name}_cell"]
         if clash or one.axis.name in TAKEN or re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", one.axis.name) is None:
             raise ConfigError(
                 f"sweep: an axis cannot be named {one.axis.name!r}: letters, digits and _ . - after a letter, no name of "
@@ -79,7 +80,7 @@ def _swept(tables: dict, where: str, path: str, name: str, values: Any) -> Swept
             values = [int(value) for value in values]
     if floats and (shared := _array([nouns.numbers(value) for value in values])) is not None:
         return Swept(path, Axis(name, shared), {})
-    labels = [toml.inline(value) if isinstance(value, list | dict) else value for value in values]
+    labels = [toml.inline(value) if isinstance(value, list | dict | bool) else value for value in values]
     return Swept(path, Axis(name, labels, static=True), dict(zip(map(typed, labels), values, strict=True)))
 
 
@@ -94,7 +95,7 @@ def _array(found: list) -> np.ndarray | None:
 
 
 def typed(label: Any) -> tuple:
-    """A label of a static axis as a key: true is not 1."""
+    """A label of a static axis as a key: 1 is not 1.0."""
     return type(label), label
 
 

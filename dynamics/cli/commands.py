@@ -47,7 +47,7 @@ def run(options) -> int:
         sweep = sweeps.build(config)
         members = running.assemble(config, sweep, process)
         members.settle()
-        running.warn_of_large_steps(config, sweep)
+        running.warn_of_large_steps(sweep)
         if options.dry_run:
             print(running.describe(members))
             return OK

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics import status
+from dynamics import ensemble, status
 from dynamics.cli import config as configuration
 from dynamics.cli import sweep as sweeps
 from dynamics.ensemble import Design, Ensemble, lock
@@ -139,7 +140,7 @@ def quantiles_of_chunks(store: Store) -> str:
     rows = []
     for name, text in (("seconds", "seconds a chunk"), ("most_steps", "steps of a chunk's hardest member")):
         values = [entry[name] for entry in store.entries.values() if name in entry]
-        if values:
+        if values and max(values) > 0:
             low, middle, high = np.quantile(values, [0.0, 0.5, 1.0])
             rows.append(f"{text}: {low:.4g} least, {middle:.4g} median, {high:.4g} most")
     return "\n".join(rows)
@@ -218,5 +219,20 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.max(np.abs(a[finite] - b[finite])) / np.max(np.abs(b[finite]), initial=np.finfo(b.dtype).tiny))
 
 
-def warn_of_large_steps(config: configuration.SweepConfig, sweep: sweeps.Sweep) -> None:
-    """Warn once where a descent's steps are above the largest stable one, as far as it is known."""
+LOOKED_AT = 256
+"""Members, evenly spaced, whose steps are held against the stability bound before a run."""
+
+
+def warn_of_large_steps(sweep: sweeps.Sweep) -> None:
+    """Warn once where a descent's steps are above the largest stable one, as far as a formula knows it."""
+    if sweep.overstep is None:
+        return
+    size = sweep.design.size
+    looked_at = np.unique(np.linspace(0, size - 1, min(size, LOOKED_AT)).astype(int))
+    above = ensemble.run(sweep.overstep, sweep.design, key=sweep.key, only=looked_at, progress=False).values
+    if np.any(above > 1):
+        warnings.warn(
+            f"{np.sum(above > 1)} of {above.size} members looked at take steps above the largest stable one (up to "
+            f"{np.max(above):.3g} times): expect them to diverge",
+            stacklevel=2,
+        )

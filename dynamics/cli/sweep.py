@@ -15,6 +15,7 @@ from dynamics.cli.members import MINIBATCHES, Parts
 from dynamics.cli.members import START as START
 from dynamics.cli.spacing import points
 from dynamics.ensemble import Design, Histogram, Moments, Quantiles, Reduction
+from dynamics.ensemble.design import Group
 from dynamics.problems import LayerPeeled, Peeled
 from dynamics.rates import Rates
 from dynamics.segmented import Segmented
@@ -27,6 +28,7 @@ class Sweep(NamedTuple):
 
     - `design`: the members; `one`: (member, key) to a trajectory, or a motion in segments.
     - `key`: of the run; `cost`: (member, key) to an estimate of a member's steps, None where all cost the same.
+    - `overstep`: (member, key) to the steps of a descent over the largest stable one; None where no formula knows it.
     - `reduce`: the statistics of each observable; `ts`: the times; `observables`: their names.
     - `sources`: what to cite.
     """
@@ -35,6 +37,7 @@ class Sweep(NamedTuple):
     one: Callable | Segmented
     key: jax.Array
     cost: Callable | None
+    overstep: Callable | None
     reduce: dict[str, list[Reduction]]
     ts: np.ndarray
     observables: tuple[str, ...]
@@ -64,7 +67,7 @@ def build(config: SweepConfig, by: Literal["simulation", "formula"] | None = Non
     segmented = motion.verb == "flow" and by == "simulation"
     try:
         one = _flow_in_segments(parts, ts, observe) if segmented else _whole(parts, ts, observe, by)
-        _check_shapes(one, design, parts.key)
+        _trace(one, design, design.groups()[0], parts.key)
     except ConfigError:
         raise
     except exact.NoClosedForm as error:
@@ -76,6 +79,7 @@ def build(config: SweepConfig, by: Literal["simulation", "formula"] | None = Non
         one=one,
         key=parts.key,
         cost=(lambda member, key: _cost(*parts(member, key)[:3], ts[-1])) if segmented else None,
+        overstep=_overstep(parts, design) if motion.verb == "descent" else None,
         reduce=_reductions(config),
         ts=ts,
         observables=tuple(config.keep.observables),
@@ -131,6 +135,23 @@ def _cost(problem: LayerPeeled, start: Peeled, rates: Rates, t_end) -> jax.Array
     )
 
 
+def _overstep(parts: Parts, design: Design) -> Callable | None:
+    """Of (member, key): its steps over the largest stable one; None where no formula knows that of every member."""
+
+    def one(member, key):
+        problem, _, rates, tables = parts(member, key)
+        motion = tables["motion"]
+        bound = exact.max_step(problem, rates, momentum=motion["momentum"], nesterov=motion["nesterov"])
+        return jnp.where(bound > 0, motion["dt"] / bound, 0.0)
+
+    try:
+        for group in design.groups():
+            _trace(one, design, group, parts.key)
+    except ValueError:  # NoClosedForm among them; what else is wrong is said when the members run
+        return None
+    return one
+
+
 def _reductions(config: SweepConfig) -> dict[str, list[Reduction]]:
     keep = config.keep
     common: list[Reduction] = [Moments()] if keep.moments else []
@@ -167,8 +188,8 @@ def _check_keep(config: SweepConfig, design: Design) -> None:
         raise ConfigError(f"keep.states: must be different, got {config.keep.states}")
 
 
-def _check_shapes(one: Callable | Segmented, design: Design, key) -> None:
-    group = design.groups()[0]
+def _trace(one: Callable | Segmented, design: Design, group: Group, key) -> None:
+    """Let a motion speak of what it cannot do; nothing is computed."""
     row = {name: value[0] for name, value in design.rows(group.numbers[:1]).items()}
 
     def alone(row, key):
