@@ -325,7 +325,7 @@ def test_steps_above_the_stability_bound_are_warned_of_once(tmp_path, capsys):
         '"flow"', '"descent"'
     )
     (tmp_path / "d.toml").write_text(text, encoding="utf-8")
-    for rates, above in (("[0.5, 2.5]", False), ("[0.5, 4.5]", True)):  # the bound lies between
+    for rates, above in (("[0.5, 2.0]", False), ("[0.5, 4.5]", True)):  # the bound lies between
         words = ("run", tmp_path / "d.toml", "--set", f"sweep.0.values={rates}", "--out", tmp_path / rates[6:9], "--quiet")
         code, shown = call(capsys, *words)
         assert code == 0 and shown.count("warning") == above
