@@ -99,6 +99,12 @@ def test_processes_share_the_chunks(reference):
         np.testing.assert_allclose(both, reference.values.observed[name], rtol=1e-12)
 
 
+def test_gone_on_with_on_fewer_devices(reference, tmp_path):
+    moved(chunk=8, devices=None, store=tmp_path)
+    (tmp_path / "chunks" / "chunk-000001.npz").unlink()
+    same(moved(chunk=8, store=tmp_path), reference)
+
+
 @pytest.mark.parametrize("shard", [False, True])
 def test_no_collective_is_compiled(shard):
     ensemble = Ensemble(FLOW, SWEEP, key=KEY, lanes=8, chunk=8, shard=shard, devices=jax.devices()[: 1 + shard])

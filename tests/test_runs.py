@@ -191,6 +191,14 @@ def test_a_process_that_died_is_named_and_made_up_for(place, unbroken):
     assert (place / "half" / "result.nc").read_bytes() == (unbroken / "result.nc").read_bytes()
 
 
+def test_status_names_the_missing_chunks(unbroken, capsys):
+    folder = copy(unbroken, "gappy")
+    (folder / "chunks" / "chunk-000004.npz").unlink()
+    Store.open(folder).sound()
+    code, text = call(capsys, "status", folder)
+    assert code == 3 and "missing: 4" in text and "dynamics resume" in text
+
+
 @pytest.mark.multiprocess
 def test_joined_through_jax_distributed(place, unbroken):
     with socket.socket() as free:

@@ -17,7 +17,6 @@ from dynamics.ensemble.progress import Progress
 from dynamics.ensemble.store import CorruptFile, Store
 from dynamics.whole_file import whole_file
 
-FILE_ERRORS = (CorruptFile,)
 CONFIG, ORDER = "config.toml", "order.npy"
 
 
@@ -214,7 +213,7 @@ def _merge(given: list[Path], out: Path | None) -> int:
     if absent:
         raise OSError(
             f"{len(absent)} of {len(members.chunks())} chunks are missing (the first is {absent[0]}); "
-            f"go on with the parts that stopped: dynamics resume {stores[0].folder.parent}"
+            f"go on with the parts that stopped, dynamics resume {stores[0].folder.parent}, and run those that never started"
         )
     folder = folders.resolved(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dynamics import validate
@@ -112,15 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NPROC", str(2 * (os.cpu_count() or 1)))  # more threads than devices, see ensemble/program.py
     try:
         with _terminated_as_interrupted(), _warnings_in_one_line(top.prog):
-            return _call(getattr(commands, options.command), options)
+            return getattr(commands, options.command)(options)
     except KeyboardInterrupt:
         print(f"{top.prog}: interrupted; chunks already written stay", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, ImportError) as error:
-        # a folder that is taken, corrupt or foreign is about files, all else about what was asked
-        about_files = isinstance(error, commands.FILE_ERRORS)
         print(f"{top.prog}: {error}", file=sys.stderr)
-        return IO if about_files else USAGE
+        return IO if isinstance(error, commands.CorruptFile) else USAGE
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"{top.prog}: {place}{error.strerror or error}", file=sys.stderr)
@@ -128,10 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"{top.prog}: {error}", file=sys.stderr)
         return IO
-
-
-def _call(command: Callable, options: argparse.Namespace) -> int:
-    return command(options)
 
 
 @contextlib.contextmanager

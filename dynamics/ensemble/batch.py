@@ -77,7 +77,8 @@ def run(
       those alike in cost share a chunk. None: as given.
     - `chunk`: members per call, a multiple of `lanes` (rounded up to one), the unit that is stored. The last chunk is padded.
       None chooses one for the number of members and the memory.
-    - `store`: a folder for the finished chunks. A run that stopped goes on where it was; a folder of another run is refused.
+    - `store`: a folder for the finished chunks, one a process. A run that stopped goes on where it was; a folder of another run
+      is refused.
     - `progress`: a line on stderr after each chunk, when there are several.
     - `keep`: a function of what `one` returned, whose value is kept for each member; None keeps statuses only.
     - `watch`: a function of what `one` returned to a dictionary of named arrays, which `reduce` sees.
