@@ -362,7 +362,7 @@ def test_new_writes_a_file_that_runs(tmp_path, capsys, monkeypatch):
     assert call(capsys, "new", "first")[0] == 0
     code, text = call(capsys, "run", "first.toml", "--dry-run")
     assert code == 0 and "memory" in text and not (tmp_path / "runs").exists()
-    code, text = call(capsys, "run", "first.toml", "--set", "sweep.1.count=3", "--quiet")
+    code, text = call(capsys, "run", "first.toml", "--set", "sweep.2.count=3", "--quiet")
     assert code == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("first-") and len(folder.name.rsplit("-", 1)[1]) == 8
