@@ -12,6 +12,7 @@ import dynamics as dyn
 from dynamics.ensemble import Axis, Design, Ensemble, Histogram, Moments, OutOfMemory, Quantiles, run
 from dynamics.ensemble import memory as bytes_of
 from dynamics.ensemble.identity import opened
+from dynamics.ensemble.program import must_take_turns
 from tests.helpers import draw, refused
 
 TIMES = np.linspace(0.5, 6.0, 4)
@@ -113,6 +114,23 @@ def test_no_collective_is_compiled(shard):
     text = compiled.as_text()
     assert "while" in text
     assert not re.search(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text)
+
+
+def test_programs_that_could_wait_for_each_other_take_turns(monkeypatch):
+    def big(member):
+        return jnp.sum(jnp.sin(member * jnp.arange(200_000.0)))
+
+    monkeypatch.setenv("NPROC", "2")
+    ensemble = Ensemble(big, np.arange(64.0), chunk=32, lanes=32)
+    ensemble.settle()
+    (compiled,) = ensemble._compiled.values()
+    assert must_take_turns(compiled, 2) and ensemble._turn is ensemble._one_at_a_time
+    refused(lambda: Ensemble(big, np.arange(64.0), chunk=64, lanes=32, shard=True).settle(), "NPROC=4", "shard")
+    monkeypatch.setenv("NPROC", "3")
+    assert not must_take_turns(compiled, 2)
+    small = Ensemble(jnp.sin, np.arange(64.0), chunk=32, lanes=32)
+    small.settle()
+    assert not must_take_turns(*small._compiled.values(), 64)
 
 
 def test_useful_steps_are_counted(reference):
@@ -225,6 +243,25 @@ def test_exhausted_resources_name_the_chunk_that_may_fit(monkeypatch, tmp_path):
         with pytest.raises(OutOfMemory, match="chunk=8|chunk=16"):
             ensemble.execute(store, progress=False)
     assert calls and len(run(jnp.sin, np.arange(64.0), chunk=16, lanes=16, store=tmp_path, progress=False).values) == 64
+
+
+def test_a_chunk_that_an_accelerator_refuses_is_halved_until_it_fits(monkeypatch):
+    tried, real = [], Ensemble.piece
+
+    def piece(self, chunk, slot):
+        tried.append(self.chunk)
+        if self.chunk > 20:
+            raise OutOfMemory("RESOURCE_EXHAUSTED")
+        return real(self, chunk, slot)
+
+    monkeypatch.setattr(bytes_of, "must_be_tried", lambda device: True)
+    monkeypatch.setattr(Ensemble, "piece", piece)
+    members = np.arange(1024.0)
+    result = run(jnp.sin, members, lanes=8, devices=jax.devices()[:1], progress=False)
+    np.testing.assert_allclose(result.values, np.sin(members), rtol=1e-14)
+    assert tried[:3] == [64, 32, 16] and result.report.chunk == 16
+    with pytest.raises(OutOfMemory):
+        run(jnp.sin, members, chunk=32, lanes=8, devices=jax.devices()[:1], progress=False)
 
 
 def test_an_error_of_the_function_shows_before_anything_runs(tmp_path):

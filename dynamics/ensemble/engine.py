@@ -91,7 +91,7 @@ class Ensemble:
         odd = lanes is not None and not refilled  # as given, though numbers then round by the lane they are in
         lanes = (16 if refilled else 256) if lanes is None else validate.whole("lanes", lanes, 1)
         if chunk is None:
-            chunk = min(max(largest_group // 16, 32 * lanes if refilled else lanes), LARGEST_CHUNK)
+            chunk = min(max(largest_group // 16, 8 * lanes if refilled else lanes), LARGEST_CHUNK)
         chunk = min(validate.whole("chunk", chunk, 1), largest_group)
         self.lanes = min(lanes, chunk) if odd else -(-min(lanes, chunk) // WIDTH) * WIDTH
         self.chunk = self._rounded(chunk)
@@ -188,7 +188,7 @@ class Ensemble:
         while True:
             self.forecast = max(bytes_of.needed(self.compiled(g, slots[0]), len(slots)) for g in range(len(self.groups)))
             fits = self.forecast <= self.cap
-            if fits and not (self.automatic and self.devices[0].platform != "cpu"):
+            if fits and not (self.automatic and bytes_of.must_be_tried(self.devices[0])):
                 return
             if fits:  # an accelerator's allocator has the last word
                 try:

@@ -52,6 +52,11 @@ def needed(compiled: "jax.stages.Compiled", copies: int) -> int:
     return copies * (analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + 2 * results)
 
 
+def must_be_tried(device) -> bool:
+    """Whether only running a program shows that it fits: an accelerator's allocator has the last word."""
+    return device.platform != "cpu"
+
+
 def available(device) -> int:
     """Bytes free on the device, or in this computer's memory for a CPU."""
     stats = device.memory_stats() if device.platform != "cpu" else None
