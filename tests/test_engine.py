@@ -149,7 +149,7 @@ def test_statistics_need_no_member(reference):
         assert result.values is None and result.status.shape == (15,)
         values = reference.values.observed["norm"].reshape(3 if by else 1, -1, 4)
         mean = result.reduced["norm_mean"]
-        assert mean.dims[: len(by)] == by
+        assert mean.dims == tuple(f"{name}_cell" for name in by)
         np.testing.assert_allclose(mean.values.reshape(-1, 4), np.nanmean(values, axis=1), rtol=1e-12)
         count = np.sum(np.isfinite(values), axis=1)
         np.testing.assert_array_equal(result.reduced["norm_count"].values.reshape(-1, 4), count)
@@ -166,6 +166,28 @@ def test_statistics_to_the_bit_for_the_same_chunks(tmp_path):
     for name, found in one.reduced.items():
         np.testing.assert_array_equal(found.values, other.reduced[name].values)
         np.testing.assert_array_equal(found.values, stored.reduced[name].values)
+
+
+def test_the_result_has_names_on_its_axes(reference, tmp_path):
+    import xarray
+
+    reductions = [Moments(), Quantiles((0.25, 0.5)), Histogram((0.0, 1.0, 2.0))]
+    result = moved(chunk=8, reduce={"norm": reductions}, by=("rate",))
+    assert result.summary() == "1 of 15 failed; first: member 8, bad_input at 0"
+    data = result.to_xarray()
+    assert data.norm.dims == ("member", "time") and data.norm_quantile.dims == ("rate_cell", "quantile", "time")
+    assert data.norm_histogram.dims == ("rate_cell", "norm_bin", "time")
+    np.testing.assert_array_equal(data.rate, np.repeat([0.3, 1.0, 40.0], 5))
+    np.testing.assert_array_equal(data.rate_cell, [0.3, 1.0, 40.0])
+    by_hand = data.norm.where(data.status == 0).groupby("rate").mean().values
+    np.testing.assert_allclose(data.norm_mean.values, by_hand, rtol=1e-12)
+    for name in ("result.nc", "result.zarr"):
+        opened_again = xarray.open_dataset(result.write(tmp_path / name))
+        xarray.testing.assert_equal(opened_again.load(), data)
+        opened_again.close()
+    plain = run(lambda member: {"x": jnp.stack([member, -member])}, np.arange(3.0), progress=False).to_xarray()
+    assert plain["x"].dims == ("member", "x_0") and plain.status.dims == ("member",)
+    assert run(jnp.sin, np.arange(3.0), keep=None, progress=False).to_xarray().sizes == {"member": 3}
 
 
 def test_a_design_crosses_and_zips():

@@ -46,7 +46,7 @@ def test_a_sweep_from_a_script(tmp_path, monkeypatch):
     result, again = names["result"], names["again"]
     assert result.ok.all() and result.ok.size == 24
     found = result.reduced["nc1_quantile"]
-    assert found.dims == ("peak", "quantile") and found.values.shape == (3, 5, 5)
+    assert found.dims == ("peak_cell", "quantile") and found.values.shape == (3, 5, 5)
     values = result.values.observed["nc1"].reshape(3, 8, 5)
     np.testing.assert_allclose(found.values[:, 2], np.sort(values, axis=1)[:, 3], rtol=2.0**-9)  # rank ceil(8 / 2)
     np.testing.assert_array_equal(again.values.observed["nc1"], result.values.observed["nc1"])

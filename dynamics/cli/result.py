@@ -11,6 +11,7 @@ from dynamics.cli import config as configuration
 from dynamics.cli import sweep as sweeps
 from dynamics.ensemble import Ensemble
 from dynamics.ensemble.dataset import Variable
+from dynamics.ensemble.statistics import label
 from dynamics.ensemble.store import MemoryStore, Store
 
 FILES = {"netcdf": "result.nc", "zarr": "result.zarr"}
@@ -24,17 +25,8 @@ def coordinates(config, sweep: sweeps.Sweep, members: Ensemble) -> Iterator[Vari
     yield Variable("time", ("time",), np.asarray(sweep.ts, float), {"long_name": clock[0], "units": clock[1]})
     for name, values in sweep.design.coordinates().items():
         yield Variable(name, ("member",), values[numbers], {"long_name": f"swept axis {name}"})
-    for axis in sweep.design.axes:
-        if axis.name in members.statistics.by:
-            cell = f"{axis.name}_cell"
-            yield Variable(cell, (cell,), axis.coordinate(), {"long_name": f"statistics at this value of {axis.name}"})
-    named: set[str] = set()
-    for name, reductions in members.statistics.reduce.items():
-        for reduction in reductions:
-            for dim, values in reduction.coordinates().items():
-                if (label := _label(name, dim)) not in named:
-                    named.add(label)
-                    yield Variable(label, (label,), values, {"long_name": dim.replace("_", " ")})
+    for name, values in members.statistics.coordinates().items():
+        yield Variable(name, (name,), values, {"long_name": name.replace("_", " ")})
 
 
 def variables(config, sweep: sweeps.Sweep, members: Ensemble, store: Store | MemoryStore) -> Iterator[Variable]:
@@ -59,18 +51,12 @@ def variables(config, sweep: sweeps.Sweep, members: Ensemble, store: Store | Mem
         dims = ("member", *(("time",) if trajectory else ()), *(f"{name}_{axis}" for axis in range(len(extra))))
         text = name.removesuffix("_final") + ("" if trajectory else " at the last saved time that was reached")
         yield Variable(name, dims, lambda key=key: members.array(store, key), {"long_name": text})
-    by = tuple(f"{name}_cell" for name in members.statistics.by)
     for name, found in members.reduced(store):
         for key, one in found.items():
-            extra = tuple(_label(name, dim) for dim in one.dims[len(by) :])
-            rest = one.values.ndim - len(by) - len(extra)
-            dims = by + extra + (("time",) if rest else ()) + tuple(f"{name}_{axis}" for axis in range(rest - 1))
+            rest = one.values.ndim - len(one.dims)
+            dims = tuple(label(name, dim) for dim in one.dims)
+            dims += (("time",) if rest else ()) + tuple(f"{name}_{axis}" for axis in range(rest - 1))
             yield Variable(f"{name}_{key}", dims, one.values, {"long_name": f"{key} of {name} over members", **one.attributes})
-
-
-def _label(name: str, dim: str) -> str:
-    """Quantile levels are common to all variables; bins are each variable's own."""
-    return dim if dim == "quantile" else f"{name}_{dim}"
 
 
 def whole_states(config, chosen: list[int]) -> Iterator[Variable]:

@@ -9,11 +9,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dynamics import status
+from dynamics.ensemble.dataset import write
 from dynamics.ensemble.design import Design
 from dynamics.ensemble.engine import Ensemble, Report, everything, observed
 from dynamics.ensemble.identity import opened
+from dynamics.ensemble.labelled import dataset_of, variables_of
 from dynamics.ensemble.program import Device
 from dynamics.ensemble.reductions import Reduced, Reduction
+from dynamics.ensemble.statistics import label
 from dynamics.ensemble.store import MemoryStore, Store
 from dynamics.segmented import Segmented
 
@@ -27,6 +30,8 @@ class Result(NamedTuple):
     - `stats`: `steps` and `t_end` of each member where trajectories say them, each of shape (members,).
     - `reduced`: statistics over members, by name (`nc1_mean`): arrays of shape (*by, ..., *shape) with their dimensions.
     - `report`: how the run went.
+    - `coordinates`: labels by name, each with its dimensions: of the members on every swept axis, of the values that statistics
+      are kept apart by (`peak_cell`), of quantile levels and bins.
     """
 
     values: Any
@@ -35,11 +40,38 @@ class Result(NamedTuple):
     stats: dict[str, np.ndarray]
     reduced: dict[str, Reduced]
     report: Report
+    coordinates: dict[str, tuple[tuple[str, ...], np.ndarray]]
 
     @property
     def ok(self) -> np.ndarray:
         """Which members ended well, shape (members,)."""
         return self.status == status.OK
+
+    def summary(self) -> str:
+        """One line on how the members ended: how many failed, the first of them, why, and how far it got."""
+        failed = np.flatnonzero(~self.ok)
+        if failed.size == 0:
+            return f"{self.status.size} of {self.status.size} ok"
+        reached = f" at {self.stats['t_end'][failed[0]]:.6g}" if "t_end" in self.stats else ""
+        return (
+            f"{failed.size} of {self.status.size} failed; first: member {self.index[failed[0]]}, "
+            f"{status.name(self.status[failed[0]])}{reached}"
+        )
+
+    def to_xarray(self) -> Any:
+        """An `xarray.Dataset`: dimension `member` with the swept axes as coordinates, `time` where trajectories were kept,
+        statistics over `<axis>_cell`, `quantile` and `<name>_bin`; further axes are `<name>_0`, ...
+
+        **Raises:** `ImportError` without the extra `io`; `ValueError` where two things have one name.
+        """
+        return dataset_of(self)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the same as NetCDF-4, or zarr for a name ending in `.zarr`: with checksums, whole or not at all."""
+        data = self.to_xarray()
+        coordinates, variables = variables_of(data)
+        kind = "zarr" if Path(path).suffix == ".zarr" else "netcdf"
+        return write(Path(path), coordinates, variables, dict(data.attrs), format=kind)
 
 
 def run(
@@ -119,12 +151,21 @@ def _collected(ensemble: Ensemble, store: Store | MemoryStore) -> Result:
     """Everything in memory."""
     kept = ensemble.shapes[0].kept
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(kept)]
+    index = ensemble.array(store, "index")
     leaves = [ensemble.array(store, f"values{jax.tree_util.keystr(path)}") for path in paths]
     return Result(
         values=None if ensemble.keep is None else jax.tree.unflatten(jax.tree.structure(kept), leaves),
         status=ensemble.array(store, "status"),
-        index=ensemble.array(store, "index"),
+        index=index,
         stats={name: ensemble.array(store, name) for name in ensemble.shapes[0].stats},
-        reduced={f"{name}_{key}": one for name, found in ensemble.reduced(store) for key, one in found.items()},
+        reduced={
+            f"{name}_{key}": one._replace(dims=tuple(label(name, dim) for dim in one.dims))
+            for name, found in ensemble.reduced(store)
+            for key, one in found.items()
+        },
         report=ensemble.report(store),
+        coordinates={
+            **{name: (("member",), values[index]) for name, values in ensemble.source.coordinates().items()},
+            **{name: ((name,), values) for name, values in ensemble.statistics.coordinates().items()},
+        },
     )

@@ -62,9 +62,26 @@ class Statistics:
                 if total is not None:
                     yield name, {key: self._apart(one) for key, one in reduction.result(total, cells).items()}
 
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """Labels of the dimensions that results have: values of the axes `by`, quantile levels, bins."""
+        axes = {axis.name: axis.coordinate() for axis in self.source.axes} if isinstance(self.source, Design) else {}
+        found = {f"{name}_cell": axes[name] for name in self.by}
+        for name, reductions in self.reduce.items():
+            for reduction in reductions:
+                found |= {label(name, dim): values for dim, values in reduction.coordinates().items()}
+        return found
+
     def _apart(self, found: Reduced) -> Reduced:
         """The axis of cells unfolded into the axes that statistics are kept apart by."""
-        return found._replace(values=found.values.reshape(self.cell_shape + found.values.shape[1:]), dims=self.by + found.dims)
+        return found._replace(
+            values=found.values.reshape(self.cell_shape + found.values.shape[1:]),
+            dims=tuple(f"{name}_cell" for name in self.by) + found.dims,
+        )
+
+
+def label(name: str, dim: str) -> str:
+    """The name of a dimension of a result: cells and quantile levels are common to all variables, bins are each one's own."""
+    return f"{name}_{dim}" if dim == "bin" else dim
 
 
 def _head(name: str, reduction: Reduction) -> str:
