@@ -165,7 +165,7 @@ EXPERIMENT = Experiment(
             assumptions=_SUBSPACE,
             tolerance=2.2e-15,
             check=_check(_invariant),
-            limited_by="rounding of sums of ten terms, ten eps at most: 5.3e-16 with OpenBLAS's AVX2 kernels, 6.8e-16 with AVX-512",
+            limited_by="rounding of sums of ten terms: 5.3e-16 with OpenBLAS's AVX2 kernels, 6.8e-16 with AVX-512",
         ),
         _on(
             name="mpp-bias",
