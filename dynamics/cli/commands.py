@@ -161,7 +161,7 @@ def status(options) -> int:
 
 
 def check(options) -> int:
-    """Re-hash every file, read the result whole, and recompute a random sample of chunks."""
+    """Re-hash every file, the result with them, and recompute a random sample of chunks."""
     parts = [] if (options.folder / "manifest.json").exists() else folders.parts(options.folder)
     return max(_check(folder, options) for folder in parts or [options.folder])
 
