@@ -1,6 +1,8 @@
 """How a run ended: one stable integer code per member."""
 
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 OK: Final = 0
 BAD_INPUT: Final = 1
@@ -19,3 +21,8 @@ def name(code) -> str:
     if not 0 <= number < len(NAMES):
         raise ValueError(f"code must be one of 0..{len(NAMES) - 1}, got {number}")
     return NAMES[number]
+
+
+def flags(dtype) -> dict[str, Any]:
+    """Attributes of a labelled array of codes that say what each means, as the CF conventions have it."""
+    return {"flag_values": np.arange(len(NAMES), dtype=dtype), "flag_meanings": " ".join(NAMES)}

@@ -73,8 +73,8 @@ class Trajectory(eqx.Module):
                 f"status must have shape () or (members,), got {codes.shape}; reshape the batch to one leading axis"
             )
         lead = ("member",) * codes.ndim
-        flags = {"flag_values": np.arange(len(status.NAMES), dtype=codes.dtype), "flag_meanings": " ".join(status.NAMES)}
-        dataset = xarray.Dataset({"status": (lead, codes, {"long_name": "how the run ended", **flags})})
+        attributes = {"long_name": "how the run ended", **status.flags(codes.dtype)}
+        dataset = xarray.Dataset({"status": (lead, codes, attributes)})
         dataset.attrs["determined"] = self.determined
         if lead:
             dataset = dataset.assign_coords(member=np.arange(codes.size))

@@ -1,11 +1,10 @@
 """The command line: `python -m experiments list | run NAME | verify | errata`."""
 
 import argparse
-import difflib
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,11 +18,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """`; did you mean X?` where one of the names is near, else the list of them."""
-    names = list(names)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+def _nearest(word: str, names: Sequence[str]) -> str:
+    from dynamics.validate import nearest  # loads JAX, which `--help` can do without
+
+    return nearest(word, names)
 
 
 def _members(text: str) -> int:
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     commands = ("list", "run", "verify", "errata")
     if words and not words[0].startswith("-") and words[0] not in commands:
-        parser.error(f"unknown command {words[0]!r}; {nearest(words[0], commands)}")
+        parser.error(f"unknown command {words[0]!r}; {_nearest(words[0], commands)}")
     options = parser.parse_args(words)
     if options.command is None:
         parser.print_help()
@@ -97,7 +95,7 @@ def _run(parser, options) -> int:
     chosen = [experiment for experiment in EXPERIMENTS if experiment.name == options.name]
     if not chosen:
         names = [experiment.name for experiment in EXPERIMENTS]
-        parser.error(f"unknown experiment {options.name!r}; {nearest(options.name, names)}")
+        parser.error(f"unknown experiment {options.name!r}; {_nearest(options.name, names)}")
     return _check(chosen, options, drawing=chosen, file=f"{options.name}.json")
 
 
@@ -105,7 +103,7 @@ def _verify(parser, options) -> int:
     from experiments.catalogue import EXPERIMENTS, FAMILIES
 
     if options.family is not None and options.family not in FAMILIES:
-        parser.error(f"unknown family {options.family!r}; {nearest(options.family, FAMILIES)}")
+        parser.error(f"unknown family {options.family!r}; {_nearest(options.family, FAMILIES)}")
     chosen = [experiment for experiment in EXPERIMENTS if options.family in (None, experiment.family)]
     drawing = [experiment for experiment in chosen if experiment.drawn_by_verify]
     return _check(chosen, options, drawing=drawing, file="verdicts.json")

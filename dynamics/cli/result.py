@@ -35,11 +35,7 @@ def variables(config, sweep: sweeps.Sweep, members: Ensemble, store: Store | Mem
         "status",
         ("member",),
         members.array(store, "status").astype(np.int8),
-        {
-            "long_name": "how the run of the member ended",
-            "flag_values": np.arange(len(status.NAMES), dtype=np.int8),
-            "flag_meanings": " ".join(status.NAMES),
-        },
+        {"long_name": "how the run of the member ended", **status.flags(np.int8)},
     )
     texts = {"steps": "steps taken", "t_end": "time reached"}
     for name in members.shapes[0].stats:

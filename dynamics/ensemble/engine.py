@@ -35,7 +35,7 @@ class Report(NamedTuple):
 
     - `members`, `failed`: how many were run, and how many of them ended other than ok.
     - `chunk`, `lanes`: members a chunk, and how many of them moved side by side.
-    - `seconds`, `compile_seconds`: of this call; 0 seconds where everything was there already.
+    - `seconds`: of all chunks, also those that were there already, as if one after the other; `compile_seconds`: of this call.
     - `useful`: steps that moved a member over all lane-steps that were executed; NaN where steps are not known.
     - `bytes`: the forecast of the memory that all devices' chunks take together.
     """
@@ -331,7 +331,7 @@ class Ensemble:
         stored = (store.read(chunk.number) for chunk in self.mine()) if isinstance(store, Store) else ()
         return self.statistics.results(stored)
 
-    def report(self, store: Store | MemoryStore, seconds: float = 0.0) -> Report:
+    def report(self, store: Store | MemoryStore) -> Report:
         """How the run went, from the facts of its chunks."""
         facts = [store.entries[chunk.number] for chunk in self.mine() if chunk.number in store.entries]
         work = sum(fact.get("work", 0.0) for fact in facts)

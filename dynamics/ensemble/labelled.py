@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from dynamics import status
 from dynamics.ensemble.dataset import Variable
@@ -22,8 +21,8 @@ def dataset_of(result: "Result") -> Any:
         data = result.values.to_xarray()
         times = (data.sizes["time"],)
     else:
-        flags = {"flag_values": np.arange(len(status.NAMES), dtype=np.int32), "flag_meanings": " ".join(status.NAMES)}
-        data = xarray.Dataset({"status": ("member", result.status, {"long_name": "how the run ended", **flags})})
+        attributes = {"long_name": "how the run ended", **status.flags(result.status.dtype)}
+        data = xarray.Dataset({"status": ("member", result.status, attributes)})
         for name, values in result.stats.items():
             data[name] = ("member", values)
         for path, leaf in jax.tree_util.tree_leaves_with_path(result.values):
