@@ -106,7 +106,7 @@ OF_FLOW = {
     "norm_cap": Row({"norm_cap": 0.0}, ("norm_cap", "> 0", "0.0")),
     "norm_cap not a number": Row({"norm_cap": np.nan}, ("norm_cap", "finite", "nan")),
     "solver": Row({"solver": "tsit5"}, ("solver", "diffrax solver", "'tsit5'")),
-    "method": Row({"method": "fast"}, ("method", "'auto' or 'general'", "'fast'")),
+    "method": Row({"method": "fast"}, ("method", "did you mean 'auto'", "'fast'")),
 }
 OF_DESCENT = {
     "optimizer": Row({"optimizer": "adam"}, ("optimizer", "optax", "'adam'")),

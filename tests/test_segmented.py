@@ -76,7 +76,7 @@ def good_and_bad():
     """Seven good members, and the same with six spoiled, three side by side; and both by the flow in one go."""
     x = members(7)
     run = lanes_of(segmented_flow(jumpy, TS, max_steps=STEPS, norm_cap=CAP, segment=5), 3)
-    flow = compiled(jax.vmap(lambda x: dyn.flow(*jumpy(x), TS, max_steps=STEPS, norm_cap=CAP)))
+    flow = compiled(jax.vmap(lambda x: dyn.flow(*jumpy(x), TS, max_steps=STEPS, norm_cap=CAP, method="general")))
     return [(run(given, 7), flow(given)) for given in (x, spoiled(x))], run
 
 

@@ -29,11 +29,16 @@ Coupling = SymmetricCoupling | Float[Array, "rows classes"]
 
 
 class Loss(eqx.Module):
-    """A per-sample loss. A new loss is one class with `__call__`; `coupling` only if it is linear in the logits."""
+    """A per-sample loss. A new loss is one class with `__call__`; `coupling` only if it is linear in the logits, `gradient`
+    only where a formula is faster or more accurate than differentiating `__call__`."""
 
     @abc.abstractmethod
     def __call__(self, logits: Float[Array, " classes"], label: Int[Array, ""]) -> Float[Array, ""]:
         """The loss of one sample."""
+
+    def gradient(self, logits: Float[Array, " classes"], label: Int[Array, ""]) -> Float[Array, " classes"]:
+        """The gradient of the loss of one sample in its logits."""
+        return jax.grad(self)(logits, label)
 
     def coupling(self, num_classes: int) -> Coupling | None:
         """The coupling A of a loss `-<A_y, z>`: symmetric, (classes, classes) by label, (samples, classes) by sample, or

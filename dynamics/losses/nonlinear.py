@@ -17,6 +17,12 @@ class CrossEntropy(Loss):
         others = jnp.arange(logits.shape[-1]) != label
         return jax.nn.softplus(jax.nn.logsumexp(logits - logits[label], where=others))
 
+    def gradient(self, logits, label):
+        """Softmax minus the one-hot label; the label's entry is minus the sum of the others, so that none is rounded to zero."""
+        others = jnp.arange(logits.shape[-1]) != label
+        wrong = jnp.where(others, jax.nn.softmax(logits), 0)
+        return jnp.where(others, wrong, -jnp.sum(wrong))
+
 
 class SquaredError(Loss):
     r"""Half the squared distance to the one-hot label, $\|z - e_y\|^2/2$."""
@@ -24,6 +30,9 @@ class SquaredError(Loss):
     def __call__(self, logits, label):
         target = (jnp.arange(logits.shape[-1]) == label).astype(logits.dtype)
         return 0.5 * jnp.sum((logits - target) ** 2)
+
+    def gradient(self, logits, label):
+        return logits - (jnp.arange(logits.shape[-1]) == label).astype(logits.dtype)
 
     @staticmethod
     def best_biases(logits, labels, weights, decay):

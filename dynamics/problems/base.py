@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dynamics import state as tree
 from dynamics import status, validate
 from dynamics.rates import Rates
 
@@ -41,6 +42,13 @@ class Problem(eqx.Module):
     @abc.abstractmethod
     def num_samples(self) -> int:
         """The number of samples, which minibatches are drawn from."""
+
+    def stiffness(self, state: PyTree) -> Float[Array, ""]:
+        """How fast the fastest part moves near a state, up to a factor; members that are moved together are sorted by it.
+
+        Here the squared norm, which bounds the curvature of an objective of products of two parts.
+        """
+        return tree.norm(state) ** 2
 
     def complete(self, state: PyTree) -> PyTree:
         """The state as it is shown: parts that follow the others at once are filled in."""

@@ -202,14 +202,18 @@ class LayerPeeled(Problem):
         if self.label_coupling is not None and self.label_coupling.by_sample:
             rows = np.arange(self.num_samples)
         losses = jax.vmap(self.loss)(logits, jnp.asarray(rows))
+        self._check_losses(losses)
+        losses = losses * jnp.asarray(self.data.weights, logits.dtype)
+        return jnp.mean(losses if counted is None else counted * losses)
+
+    def _check_losses(self, losses) -> None:
+        """Refuse what a loss returned when it is not one floating number a sample."""
         shape, dtype = np.shape(losses), getattr(losses, "dtype", None)
         if shape != (self.num_samples,) or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"loss {type(self.loss).__name__} must return one floating number a sample, shape (), got "
                 + (f"{dtype} of shape {shape[1:]}" if dtype is not None else type(losses).__name__)
             )
-        losses = losses * jnp.asarray(self.data.weights, logits.dtype)
-        return jnp.mean(losses if counted is None else counted * losses)
 
     def objective(self, state: Peeled) -> Float[Array, ""]:
         """Mean loss over samples plus half of each decay times the squared norm of its part."""
@@ -242,8 +246,11 @@ class LayerPeeled(Problem):
     def _pull(self, state: Peeled, counted) -> Peeled:
         """Minus the gradient of the data part."""
         coupling = self.label_coupling
-        if coupling is None:
+        if coupling is None and self.normalize:
             return jax.tree.map(jnp.negative, jax.grad(self.data_loss)(state, counted))
+        if coupling is None:
+            pull = self._pull_logits(self.logits(state), counted)
+            return Peeled(pull @ state.prototypes, pull.T @ state.features, jnp.sum(pull, axis=0))
         # a linear loss pulls by a constant matrix: no logits are needed, and its structure saves a factor C
         features, seen = coupling.pull_features(state.prototypes), state.features
         if self.normalize:
@@ -252,6 +259,14 @@ class LayerPeeled(Problem):
             return Peeled(features, coupling.pull_prototypes(seen), coupling.pull_biases(state.biases.dtype))
         part = counted[:, None]
         return Peeled(part * features, coupling.pull_prototypes(part * seen), coupling.pull_prototypes(part)[:, 0])
+
+    def _pull_logits(self, logits: Float[Array, "samples classes"], counted) -> Float[Array, "samples classes"]:
+        """Minus the gradient of the data part in the logits."""
+        labels = jnp.asarray(self.labels)
+        self._check_losses(jax.eval_shape(jax.vmap(self.loss), logits, labels))
+        weights = jnp.asarray(self.data.weights, logits.dtype) / self.num_samples
+        weights = weights if counted is None else counted * weights
+        return -weights[:, None] * jax.vmap(self.loss.gradient)(logits, labels)
 
     def pace(self, motion: Peeled, state: Peeled, rates: Rates, t) -> Peeled:
         """`motion` times the rates at time `t`; parts that are anchored or not trained stay."""

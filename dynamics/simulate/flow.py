@@ -1,18 +1,24 @@
-"""Gradient flow of any problem, integrated by diffrax."""
+"""Gradient flow of any problem."""
 
-import warnings
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import PyTree
 
-from dynamics import state as tree
-from dynamics import status, validate
+from dynamics import validate
 from dynamics.problems import Problem
-from dynamics.rates import Rates, check_rates
-from dynamics.trajectory import Trajectory, blank, check_norm_cap, check_observe, check_times, ended, good_times, observe_state
+from dynamics.rates import Rates
+from dynamics.simulate.general_flow import general_flow
+from dynamics.simulate.lane_flow import lane_flow
+from dynamics.simulate.lane_step import fits
+from dynamics.simulate.paths import batched_by, differentiated_by
+from dynamics.simulate.prepared import Prepared, Run, as_trajectory, ending, prepare, velocity
+from dynamics.trajectory import Trajectory, observe_state
+
+METHODS = ("auto", "general", "forward")
 
 
 def flow(
@@ -27,7 +33,7 @@ def flow(
     solver: diffrax.AbstractSolver | None = None,
     max_steps: int = 100_000,
     norm_cap=None,
-    method: Literal["auto", "general"] = "auto",
+    method: Literal["auto", "general", "forward"] = "auto",
 ) -> Trajectory:
     r"""Gradient flow $x' = \eta(t)\,\mathrm{force}(x)$ from `state` at t = 0, by an adaptive ODE solver.
 
@@ -51,142 +57,81 @@ def flow(
 
     **Raises:** `ValueError` on the host for anything out of range that is known before tracing.
     """
-    if method not in ("auto", "general"):
-        raise ValueError(f"method must be 'auto' or 'general', got {method!r}")
+    validate.choice("method", method, METHODS)
     max_steps = validate.whole("max_steps", max_steps, 1)
     run = prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap)
-    # the solver raises at times out of order
-    times = jnp.where(run.valid, run.ts, jnp.arange(run.ts.shape[0], dtype=run.ts.dtype))
+    if method == "forward" and not fits(run.solver):
+        raise ValueError(f"method='forward' needs an explicit pair such as Tsit5 or Dopri8, got {run.solver!r}")
+    arrays, static = eqx.partition(run, eqx.is_array)
 
-    def moved(t, y, args):
-        motion = velocity(t, y, args)
-        return tree.select(run.valid, motion, jax.tree.map(jnp.zeros_like, motion))
+    def general(arrays) -> Run:
+        return general_flow(eqx.combine(arrays, static), observe, max_steps)
 
-    def stop(t, y, args, **_):
-        return ~(tree.norm(y) <= run.norm_cap)
+    def batch(has_axis, arrays) -> Run:
+        (has_axis,) = has_axis
+        if has_axis.ts or jax.default_backend() != "cpu":
+            return jax.vmap(general, (jax.tree.map(lambda flag: 0 if flag else None, has_axis),))(arrays)
+        return _in_lanes(arrays, static, has_axis, observe, max_steps)
 
-    with jax.default_matmul_precision("highest"):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(moved),  # pyright: ignore[reportArgumentType]
-            run.solver,
-            t0=jnp.zeros((), times.dtype),
-            t1=times[-1],
-            dt0=None,
-            y0=run.start,
-            args=(run.problem, run.rates),
-            saveat=diffrax.SaveAt(
-                subs=[
-                    diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: observe_state(observe, args[0], args[0].complete(y))),
-                    diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: (t, y)),
-                ]
-            ),
-            stepsize_controller=step_control(run.rates, times[-1], run.rtol, run.atol),
-            event=diffrax.Event(stop),
-            max_steps=max_steps,
-            throw=False,
-        )
-    assert solution.ys is not None
-    saved, (last_time, last_state) = solution.ys
-    results = diffrax.RESULTS
-    code = ending(
-        run.valid,
-        whole=solution.result == results.successful,
-        out_of_steps=(solution.result == results.max_steps_reached) | (solution.result == results.max_steps_rejected),
-        runaway=(solution.result == results.event_occurred) & tree.all_finite(last_state),
+    move = general
+    if method != "general" and fits(run.solver):
+        move = batched_by(batch)
+        move = differentiated_by(general, move) if method == "auto" else move
+    return as_trajectory(run.ts, move(arrays), observe, run.begins)
+
+
+def _in_lanes(arrays: Prepared, static: Prepared, has_axis: Prepared, observe, max_steps: int) -> Run:
+    """Many members; the leaves of `arrays` marked in `has_axis` have a leading axis."""
+    members = next(leaf.shape[0] for leaf, flag in zip(*map(jax.tree.leaves, (arrays, has_axis)), strict=True) if flag)
+
+    def whole(leaf, flag):
+        return leaf if flag else jnp.broadcast_to(leaf, (members, *leaf.shape))
+
+    start = jax.tree.map(whole, arrays.start, has_axis.start)
+    valid, norm_cap = whole(arrays.valid, has_axis.valid), whole(arrays.norm_cap, has_axis.norm_cap)
+    args, has_lanes = (arrays.problem, arrays.rates), (has_axis.problem, has_axis.rates)
+
+    def nouns(args) -> tuple[Problem, Rates]:
+        return eqx.combine(args, (static.problem, static.rates))
+
+    def look(y, args):
+        problem, _ = nouns(args)
+        return observe_state(observe, problem, problem.complete(y))
+
+    def stiffness(y, args):
+        problem, rates = nouns(args)
+        return problem.stiffness(y) * jnp.maximum(rates.features(0.0), rates.weights(0.0))
+
+    axes = (0, jax.tree.map(lambda flag: 0 if flag else None, has_lanes))
+    size = sum(leaf.size for leaf in jax.tree.leaves(start)) // members
+    ends = lane_flow(
+        lambda t, y, args: velocity(t, y, nouns(args)),
+        look,
+        lambda args: nouns(args)[1].jumps(),
+        start,
+        args,
+        has_lanes,
+        arrays.ts,
+        valid,
+        norm_cap,
+        jax.vmap(stiffness, axes)(start, args) if members > 1 else None,
+        solver=static.solver,
+        rtol=static.rtol,
+        atol=static.atol,
+        max_steps=max_steps,
+        lanes=lanes_for(size, members),
     )
-    saved = _with_start(times, saved, observe_state(observe, run.problem, run.problem.complete(run.start)))
-    return moved_as(run.ts, saved, observe, run.valid, ended(code, run.begins), solution.stats["num_steps"], last_time[0])
+    short = ends.t_end < arrays.ts[-1]
+    code = ending(valid, whole=~ends.stopped & ~short, out_of_steps=~ends.stopped & short, runaway=ends.stopped & ends.finite)
+    return Run(ends.values, code, ends.steps, ends.t_end)
 
 
-class Prepared(NamedTuple):
-    """A checked run of one member, every floating number in the dtype of the state.
-
-    A bad member, not `valid`, moves nowhere from a harmless start: it costs a few steps and cannot hold up its batch.
-    `begins` is the status of the start.
-    """
-
-    problem: Problem
-    start: PyTree
-    rates: Rates
-    ts: Float[Array, " times"]
-    valid: Bool[Array, ""]
-    begins: Int[Array, ""]
-    norm_cap: Float[Array, ""]
-    rtol: float
-    atol: float
-    solver: diffrax.AbstractSolver
+def lanes_for(size: int, members: int) -> int:
+    """How many members of so many numbers move side by side: what a step touches should fit in a core's second cache."""
+    if members == 1 or size > LARGE:
+        return 1
+    return 16 if size <= MEDIUM and members > 8 else 8
 
 
-def prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap) -> Prepared:
-    """The run that the arguments of `flow` ask for; raises `ValueError` on the host where they are out of range."""
-    if not isinstance(problem, Problem):
-        raise ValueError(f"problem must be a dynamics problem, got {type(problem).__name__}")
-    state = problem.check(state)
-    dtype = jnp.result_type(*jax.tree.leaves(state))
-    check_rates(rates)
-    problem, rates = tree.cast((problem, rates), dtype)
-    ts = check_times(ts, dtype)
-    check_observe(observe)
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is not None and validate.tolerance(name, value, dtype) < 100 * float(jnp.finfo(dtype).eps):
-            warnings.warn(f"{name} = {value:g} is within 100 eps of {jnp.dtype(dtype)}: rounding may dominate", stacklevel=3)
-    rtol, atol, solver = choices(rtol, atol, solver, dtype)
-    begins = problem.start_code(state)
-    valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
-    start = tree.select(valid, state, jax.tree.map(jnp.ones_like, state))
-    return Prepared(problem, start, rates, ts, valid, begins, check_norm_cap(norm_cap, dtype), rtol, atol, solver)
-
-
-def choices(rtol, atol, solver, dtype) -> tuple[float, float, diffrax.AbstractSolver]:
-    """Tolerances and solver, the usual ones where None is given."""
-    usual = 1e-8 if dtype == jnp.float64 else 1e-5
-    rtol, atol = (usual if value is None else float(value) for value in (rtol, atol))
-    if solver is None:
-        solver = diffrax.Tsit5() if rtol >= 1e-8 else diffrax.Dopri8()
-    elif not isinstance(solver, diffrax.AbstractSolver):
-        raise ValueError(f"solver must be a diffrax solver, got {solver!r}")
-    return rtol, atol, solver
-
-
-def velocity(t, y, args):
-    """The motion of a state; `args` is (problem, rates)."""
-    problem, rates = args
-    return problem.pace(problem.force(y), y, rates, t)
-
-
-def step_control(rates: Rates, t_end, rtol: float, atol: float):
-    """Steps by the error of each, and to either side of every jump of the rates."""
-    controller = diffrax.PIDController(rtol=rtol, atol=atol, dtmin=jnp.finfo(t_end.dtype).eps * 1e-3 * t_end)
-    jumps = rates.jumps()
-    return diffrax.ClipStepSizeController(controller, jump_ts=jumps.astype(t_end.dtype)) if jumps.shape[0] else controller
-
-
-def ending(valid, *, whole, out_of_steps, runaway) -> Int[Array, ""]:
-    """The status of a solve: the whole way, out of steps, stopped at a finite norm past the cap, else nothing finite left."""
-    code = jnp.where(runaway, status.NORM_CAP, status.NON_FINITE)
-    code = jnp.where(out_of_steps, status.MAX_STEPS, code)
-    code = jnp.where(whole, status.OK, code)
-    return jnp.where(valid, code, status.BAD_INPUT).astype(jnp.int32)
-
-
-def moved_as(ts, saved: PyTree, observe, valid, code, steps, last_time) -> Trajectory:
-    """The trajectory of a run that ended at `last_time`: what was saved up to there, NaN after."""
-    last_time = jnp.where(valid, last_time, 0.0)
-    saved = blank((ts > last_time) | ~valid, saved)
-    return Trajectory(
-        ts=ts,
-        states=saved if observe is None else None,
-        observed={} if observe is None else saved,
-        status=code,
-        stats={"steps": jnp.where(valid, steps, 0), "t_end": last_time},
-    )
-
-
-def _with_start(ts, saved: PyTree, at_start: PyTree) -> PyTree:
-    """The start at t = 0 where the first step, not being finite, spoiled it; elsewhere what was saved, with its derivative."""
-
-    def one(values, first):
-        spoiled = (ts == 0) & ~jnp.all(jnp.isfinite(values).reshape(ts.shape[0], -1), axis=1)
-        return jnp.where(spoiled.reshape(-1, *(1,) * first.ndim), first, values)
-
-    return jax.tree.map(one, saved, at_start)
+MEDIUM, LARGE = 1024, 4096
+"""Numbers of a member up to which sixteen, and eight, move side by side."""

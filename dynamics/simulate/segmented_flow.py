@@ -15,8 +15,9 @@ from dynamics import validate
 from dynamics.problems import Problem
 from dynamics.rates import Rates
 from dynamics.segmented import Segmented
-from dynamics.simulate.flow import choices, ending, moved_as, prepare, step_control, velocity
-from dynamics.trajectory import check_norm_cap, check_observe, check_times, ended, observe_state
+from dynamics.simulate.general_flow import step_control
+from dynamics.simulate.prepared import Run, as_trajectory, choices, ending, prepare, velocity
+from dynamics.trajectory import blank, check_norm_cap, check_observe, check_times, observe_state
 
 FIRST_STEP = 0.01
 """The step that diffrax tries first where it is left to choose."""
@@ -143,7 +144,10 @@ def segmented_flow(
             out_of_steps=sound & short,
             runaway=moving.stopped & tree.all_finite(moving.y),
         )
-        return moved_as(times, carry.saved.values, observe, carry.valid, ended(code, carry.begins), moving.steps, moving.t)
+        t_end = jnp.where(carry.valid, moving.t, 0.0)
+        values = blank((times > t_end) | ~carry.valid, carry.saved.values)
+        run = Run(values, code, jnp.where(carry.valid, moving.steps, 0), t_end)
+        return as_trajectory(times, run, observe, carry.begins)
 
     return Segmented(
         begin=begin,

@@ -1,0 +1,212 @@
+"""Gradient flows of many members: sorted by stiffness, a few at a time, each with its own steps."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from dynamics.simulate.lane_step import Moving, Stepper
+from dynamics.simulate.lanes_last import apart, lanes_last
+
+FIRST_STEP = 0.01
+"""The step that diffrax tries first where it is left to choose."""
+
+
+class Ends(NamedTuple):
+    """How the members ended, leading axis (members,): values at `ts`, NaN after a stop, and what a status is made of.
+
+    `held` counts the steps for which a lane was a member's: its own, and those it then waited for others to end.
+    """
+
+    values: PyTree
+    steps: Int[Array, " members"]
+    t_end: Float[Array, " members"]
+    stopped: Bool[Array, " members"]
+    finite: Bool[Array, " members"]
+    held: Int[Array, " members"]
+
+
+class Loop(NamedTuple):
+    """Between two steps: the members in the lanes, the time each saves next, and the next member in the queue."""
+
+    moving: Moving
+    who: Int[Array, " lanes"]
+    args: PyTree
+    upcoming: Int[Array, " lanes"]
+    held: Int[Array, " lanes"]
+    values: PyTree
+    following: Int[Array, ""]
+
+
+def lane_flow(
+    velocity: Callable,
+    look: Callable,
+    jumps: Callable,
+    starts: PyTree,
+    args: PyTree,
+    has_lanes: PyTree,
+    ts: Float[Array, " times"],
+    valid: Bool[Array, " members"],
+    norm_cap: Float[Array, " members"],
+    key: Float[Array, " members"] | None,
+    *,
+    solver,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+    lanes: int,
+) -> Ends:
+    """Move all members, `lanes` side by side; where some have ended, the next ones take their lanes.
+
+    A member's numbers do not depend, by one bit, on its neighbours or its lane.
+
+    **Arguments:**
+
+    - `velocity`: (t, state, args) to the motion of one member.
+    - `look`: (state, args) to what is kept of one member at every time.
+    - `jumps`: args to the times, (jumps,), at which the velocity of one member jumps.
+    - `starts`: states with leading axis (members,).
+    - `args`: a pytree; the leaves marked in `has_lanes` have a leading axis (members,).
+    - `ts`: shape (times,), increasing.
+    - `valid`: members that are not never start.
+    - `norm_cap`: a member stops once its norm passes it.
+    - `key`: what members are sorted by, the largest first, as those that need many steps should not start last; None for
+      the order given.
+    - `solver`, `rtol`, `atol`, `max_steps`: as in `dynamics.flow`; the solver `lane_step.fits`.
+    """
+    members, times = valid.shape[0], ts.shape[0]
+    order = jnp.arange(members) if key is None else jnp.argsort(-key)
+    norm_cap = jnp.where(valid, norm_cap, jnp.nan)  # which no norm is below
+    everywhere = jax.tree.map(lambda _: True, starts)
+    enough = max(1, lanes // 4)  # starting members costs about a step: it waits until so many lanes are free
+
+    def floating_look(state, args):
+        return jax.tree.map(_floating, look(state, args))
+
+    def all_velocities(t, y, mine):
+        return lanes_last(velocity, (t, y, mine), (True, everywhere, has_lanes), lanes)
+
+    def of(who, tree, flags):
+        return jax.tree.map(lambda leaf, flag: jnp.moveaxis(leaf[who], 0, -1) if flag else leaf, tree, flags)
+
+    def seen(y, mine):
+        return lanes_last(floating_look, (y, mine), (everywhere, has_lanes), lanes)
+
+    def stepper(loop: Loop) -> Stepper:
+        turns = lanes_last(jumps, (loop.args,), (has_lanes,), lanes).astype(ts.dtype)
+        moved = lambda t, y: apart(all_velocities, t, y, loop.args)
+        return Stepper(solver, moved, ts[-1], turns, rtol, atol, norm_cap[loop.who])
+
+    def going(moving: Moving):
+        return (moving.t < ts[-1]) & ~moving.stopped & (moving.steps < max_steps)
+
+    def write(values, who, upcoming, new):
+        """`new` of every lane into the row its member saves next."""
+        row = jnp.minimum(upcoming, times - 1).astype(who.dtype)
+        new = apart(lambda new: jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), new), new)
+        for lane in range(lanes):
+            values = jax.tree.map(
+                lambda all, one, lane=lane: jax.lax.dynamic_update_slice(
+                    all, one[lane][None, None], (who[lane], row[lane], *jnp.zeros(one.ndim - 1, who.dtype))
+                ),
+                values,
+                new,
+            )
+        return values
+
+    def settle(loop: Loop, ends: Ends) -> Ends:
+        """How members stand. A lane without anything to save has written into its next row, or into its last one."""
+        moving, who = loop.moving, loop.who
+        new = _masked(loop.upcoming == times, seen(moving.y, loop.args))
+        finite = jnp.all(jnp.stack([_finite(leaf) for leaf in jax.tree.leaves(moving.y)]), axis=0)
+        return Ends(
+            values=write(loop.values, who, loop.upcoming, new),
+            steps=ends.steps.at[who].set(moving.steps),
+            t_end=ends.t_end.at[who].set(moving.t),
+            stopped=ends.stopped.at[who].set(moving.stopped),
+            finite=ends.finite.at[who].set(finite),
+            held=ends.held.at[who].set(loop.held),
+        )
+
+    def refill(loop: Loop) -> Loop:
+        """The next members into the lanes whose members have ended; at first the last one into all that are left over."""
+        free = ~going(loop.moving)
+        wanted = loop.following + jnp.cumsum(free) - 1
+        new, taken = free & (wanted < members), free & ((wanted < members) | (loop.following == 0))
+        who = jnp.where(taken, order[jnp.minimum(wanted, members - 1)], loop.who)
+        y = _choose(taken, of(who, starts, everywhere), loop.moving.y)
+        loop = loop._replace(who=who, args=of(who, args, has_lanes), following=loop.following + jnp.sum(new))
+        moving = _choose(taken, stepper(loop).at_rest(y, lanes, FIRST_STEP), loop.moving)
+        upcoming = jnp.where(taken, (ts[0] == 0).astype(jnp.int32), loop.upcoming)
+        # what is there to save at the start; where nothing starts, what the row holds at the end
+        valued = ~jnp.isnan(norm_cap[who]) & (taken | (loop.upcoming == times))
+        values = write(loop.values, who, jnp.where(taken, 0, upcoming), _masked(valued, seen(y, loop.args)))
+        return loop._replace(moving=moving, upcoming=upcoming, held=jnp.where(taken, 0, loop.held), values=values)
+
+    def step(loop: Loop) -> Loop:
+        moving, tried = stepper(loop).attempt(loop.moving, going(loop.moving))
+
+        def pending(upcoming):
+            return tried.kept & (upcoming < times) & (ts[jnp.minimum(upcoming, times - 1)] <= moving.t)
+
+        def save(carry):
+            upcoming, values = carry
+            new = stepper(loop).within(tried, ts[jnp.minimum(upcoming, times - 1)])
+            return upcoming + pending(upcoming), write(values, loop.who, upcoming, seen(new, loop.args))
+
+        upcoming, values = jax.lax.while_loop(lambda carry: jnp.any(pending(carry[0])), save, (loop.upcoming, loop.values))
+        return loop._replace(moving=moving, upcoming=upcoming, held=loop.held + 1, values=values)
+
+    def round_(carry):
+        loop, ends = carry
+        loop = refill(loop._replace(values=ends.values))
+
+        def few_have_ended(loop: Loop):
+            free = jnp.sum(~going(loop.moving))
+            return jnp.where(loop.following < members, free < enough, free < lanes)
+
+        loop = jax.lax.while_loop(few_have_ended, step, loop)
+        return loop._replace(values=None), settle(loop, ends)
+
+    def room(leaf):
+        return jnp.full((members, times, *leaf.shape), jnp.nan, leaf.dtype)
+
+    one = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, (starts, args), (everywhere, has_lanes))
+    ends = Ends(
+        values=jax.tree.map(room, jax.eval_shape(floating_look, *one)),
+        steps=jnp.zeros(members, jnp.int32),
+        t_end=jnp.zeros(members, ts.dtype),
+        stopped=jnp.zeros(members, bool),
+        finite=jnp.ones(members, bool),
+        held=jnp.zeros(members, jnp.int32),
+    )
+    # every lane begins as one whose member has ended
+    first = order[jnp.zeros(lanes, int)]
+    nothing = jax.tree.map(jnp.zeros_like, of(first, starts, everywhere))
+    zeros = jnp.zeros(lanes, ts.dtype)
+    moving = Moving(nothing, nothing, zeros, zeros, zeros, jnp.zeros(lanes, jnp.int32), jnp.ones(lanes, bool))
+    none = jnp.zeros(lanes, jnp.int32)
+    loop = Loop(moving, first, of(first, args, has_lanes), none, none, None, jnp.zeros((), int))
+    _, ends = jax.lax.while_loop(
+        lambda carry: (carry[0].following < members) | jnp.any(going(carry[0].moving)), round_, (loop, ends)
+    )
+    return ends
+
+
+def _choose(flag, yes, no):
+    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
+
+
+def _finite(leaf) -> Bool[Array, " lanes"]:
+    return jnp.all(jnp.isfinite(leaf), axis=tuple(range(leaf.ndim - 1)))
+
+
+def _masked(flag, values):
+    return jax.tree.map(lambda leaf: jnp.where(flag, leaf, jnp.nan), values)
+
+
+def _floating(leaf):
+    """Integers and booleans as floats, which can hold the NaN of what was not reached."""
+    return leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(jnp.result_type(float))
