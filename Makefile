@@ -28,7 +28,7 @@ verify: env-test ## every claim of the literature against numbers; verdicts and 
 	$(PY) -m experiments verify --out results $(ARGS)
 
 bench: env-test ## the races
-	$(PY) -m benchmarks $(ARGS)
+	$(PY) -m benchmarks run $(ARGS)
 
 clean: ## remove the environment, caches and builds; results stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,38 +1,47 @@
-"""A batch whose stiffness has a heavy tail: one member in a hundred needs many times the steps of the others."""
+"""HEAVY-TAIL: a batch in which one member in a hundred needs many times the steps of the others."""
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import dynamics as dyn
-from benchmarks.race import Racer
+from benchmarks import members as of
+from benchmarks import reference
+from benchmarks.flow_small import LADDER
+from benchmarks.peers import version
+from benchmarks.race import Contest, Racer, begun, error_of, loosest
+from dynamics.ensemble import Ensemble
 from dynamics.ensemble.store import MemoryStore
 
-DECAY = 5e-3
-TOLERANCE = 1e-6
+ERROR_IS = "largest absolute error over checked members, times and entries against DOP853 at 1e-12"
 
 
-def heavy_tail(members: int = 2048, t_end: float = 5.0, lanes: int = 16) -> list[Racer]:
-    """Cross-entropy flow, 1 % of members at a 1000-fold rate: C 4, N 5, p 16, t to 5, 10 states, tolerance 1e-6, float64."""
-    problem = dyn.LayerPeeled.balanced(4, 5, loss=dyn.losses.CrossEntropy(), decay=dyn.Decay(DECAY, DECAY))
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(members))
-    starts = jax.vmap(lambda key: dyn.initial.gaussian(problem, dim=16, key=key, scale=0.3))(keys)
+def build(quick: bool = False, members: int | None = None) -> Contest:
+    """One member in a hundred at a 1000-fold rate; the product refills its lanes."""
+    count, t_end, lanes = members or (200 if quick else 2048), 5.0, 16
+    problem, ts = of.cross_entropy(4, 5), jnp.linspace(t_end / 10, t_end, 10)
+    starts = of.starts(problem, 16, count, 0.3)
     rng = np.random.default_rng(0)
-    rates = 10 ** rng.uniform(-0.3, 0.3, members)
-    rates[rng.permutation(members)[: members // 100]] *= 1000
-    ts, labels = jnp.linspace(t_end / 10, t_end, 10), jnp.asarray(problem.labels)
+    rates = 10 ** rng.uniform(-0.3, 0.3, count)
+    rates[rng.permutation(count)[: count // 100]] *= 1000
+    start, on_device, rows = (starts.features, starts.prototypes), jnp.asarray(rates), of.checked(count, rates)
+    force = reference.cross_entropy_force(problem.labels, 4, of.DECAY)
+    some = of.picked(start, rows)
+    solved = [  # a constant rate is a scale of time
+        reference.flow(force, one, rate * np.asarray(ts)) for *one, rate in zip(*some, rates[np.asarray(rows)], strict=True)
+    ]
+    truth = tuple(np.stack(part) for part in zip(*solved, strict=True))
 
-    def objective(parameters):
-        features, prototypes = parameters
-        losses = optax.softmax_cross_entropy_with_integer_labels(features @ prototypes.T, labels)
-        return jnp.mean(losses) + 0.5 * DECAY * (jnp.sum(features**2) + jnp.sum(prototypes**2))
+    def error(saved) -> float:
+        return reference.largest_difference(of.picked(saved, rows), truth)
+
+    objective = of.plain_objective(problem.labels)
 
     @jax.jit
     @jax.vmap
     def plain(parameters, rate):
-        solution = diffrax.diffeqsolve(
+        return diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, rate: jax.tree.map(lambda g: -rate * g, jax.grad(objective)(y))),
             diffrax.Tsit5(),
             0.0,
@@ -41,52 +50,53 @@ def heavy_tail(members: int = 2048, t_end: float = 5.0, lanes: int = 16) -> list
             parameters,
             rate,
             saveat=diffrax.SaveAt(ts=ts),
-            stepsize_controller=diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE),
+            stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-6),
             max_steps=100_000,
             throw=False,
-        )
-        return solution.ys
+        ).ys
 
-    def product(tolerance):
+    def refilled(tolerance: float) -> tuple[Ensemble, Racer]:
         motion = dyn.segmented_flow(
-            lambda member: (problem, member["start"], dyn.Rates.equal(member["rate"])),
-            ts,
-            rtol=tolerance,
-            atol=tolerance,
-            solver=diffrax.Tsit5(),
+            lambda member: (problem, member["start"], dyn.Rates.equal(member["rate"])), ts, rtol=tolerance, atol=tolerance
         )
-        return dyn.ensemble.Ensemble(
+        many = Ensemble(
             motion,
             {"start": starts, "rate": rates},
-            chunk=members,
+            chunk=count,
             lanes=lanes,
             keep=lambda moved: (moved.states.features, moved.states.prototypes),
         )
+        many.ordered_as(np.argsort(-rates, kind="stable"))  # the stiffest first
 
-    def ours(ensemble):
-        ensemble.ordered_as(np.argsort(-rates, kind="stable"))  # the stiffest first
-        store = MemoryStore()
-        ensemble.execute(store, progress=False)
-        return store
+        def run():
+            store = MemoryStore()
+            many.execute(store, progress=False)
+            return many.array(store, "values[0]"), many.array(store, "values[1]")
 
-    def states(ensemble, store):
-        return ensemble.array(store, "values[0]"), ensemble.array(store, "values[1]")
+        note = f"{lanes} lanes, results on the host"
+        name = "dynamics.ensemble, segmented_flow"
+        return many, Racer(name, run, error, version("jax"), "1 device", tolerance, note=note)
 
-    def error(values) -> float:
-        worst = [np.sqrt(np.sum((a - b) ** 2, axis=(1, 2, 3))) for a, b in zip(values, reference, strict=True)]
-        size = [np.sqrt(np.sum(b**2, axis=(1, 2, 3))) for b in reference]
-        return float(max(np.max(a / b) for a, b in zip(worst, size, strict=True)))
+    def batched(tolerance: float) -> Racer:
+        @jax.jit
+        @jax.vmap
+        def motion(start, rate):
+            states = dyn.flow(problem, start, dyn.Rates.equal(rate), ts, rtol=tolerance, atol=tolerance).states
+            return states.features, states.prototypes
 
-    exact, mine = product(1e-10), product(TOLERANCE)
-    reference = states(exact, ours(exact))
-    store = ours(mine)
-    assert np.all(mine.array(store, "status") == dyn.status.OK)
-    steps, useful = mine.array(store, "steps"), mine.report(store).useful
-    print(
-        f"heavy-tail: {members} members, {np.median(steps):.0f} steps in the middle and {steps.max()} at most; useful "
-        f"lane-steps: {steps.sum() / (members * steps.max()):.1%} side by side, {useful:.1%} in {lanes} lanes"
-    )
-    return [
-        Racer("jit(vmap(diffeqsolve))", lambda: plain((starts.features, starts.prototypes), jnp.asarray(rates)), error),
-        Racer("dynamics.ensemble, segmented_flow", lambda: states(mine, ours(mine)), error),
-    ]
+        return Racer("dynamics.flow", lambda: motion(starts, on_device), error, version("jax"), tolerance=tolerance)
+
+    base = begun(Racer("diffrax, vmap", lambda: plain(start, on_device), error, version("diffrax"), tolerance=1e-6))
+    limit = error_of(base)
+    products = [loosest(at, LADDER[1:], limit) for at in (batched, lambda tolerance: refilled(tolerance)[1])]
+    many, store = refilled(1e-6)[0], MemoryStore()
+    many.execute(store, progress=False)
+    steps = many.array(store, "steps")
+    settings = {
+        "members": count,
+        "checked": len(rows),
+        "steps of a member": [int(steps.min()), float(np.median(steps)), int(steps.max())],
+        "useful steps side by side": float(steps.sum() / (count * steps.max())),
+        "useful steps in refilled lanes": many.report(store).useful,
+    }
+    return Contest([base, *products], limit, ERROR_IS, settings)

@@ -10,6 +10,10 @@ from dynamics import reduce as reduce
 from dynamics import schedules as schedules
 from dynamics import status as status
 from dynamics import verify as verify
+from dynamics.compile_cache import enable_compile_cache as enable_compile_cache
+from dynamics.compiled import Program as Program
+from dynamics.compiled import ahead_of_time as ahead_of_time
+from dynamics.compiled import load_program as load_program
 from dynamics.exact import NoClosedForm as NoClosedForm
 from dynamics.problems import Decay as Decay
 from dynamics.problems import LayerPeeled as LayerPeeled

@@ -1,4 +1,4 @@
-"""The class-mean reduction moves exactly as the full problem, followed sample by sample in a plain loop."""
+"""The class-mean reduction moves exactly as the full problem, followed sample by sample in a plain loop; what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 import dynamics as dyn
 from dynamics.losses import CrossEntropy, Linear, Unhinged
-from dynamics.reduce import class_means
+from dynamics.reduce import class_means, collapsed, span, spanned
 from tests.helpers import UNSORTED, draw, refused, relative, start
 
 BALANCED_UNSORTED = np.array([2, 0, 1, 1, 2, 0])
@@ -85,3 +85,54 @@ def test_float32_stays_float32():
 def test_refusals(labels, fields, words):
     problem = dyn.LayerPeeled(labels, num_classes=3, **fields)
     refused(lambda: class_means(problem, start(problem, 2)), *words)
+
+
+@pytest.mark.parametrize(
+    ("dim", "fields", "words"),
+    [
+        (9, {}, ("features must have dim > samples + classes = 9", "got 9")),
+        (10, {"feature_kernel": np.eye(10)}, ("feature_kernel must be None",)),
+        (10, {"adjusted": 0.1, "normalize": True, "anchored": True}, ("adjusted must be None",)),
+    ],
+)
+def test_refusals_of_the_span(dim, fields, words):
+    problem = dyn.LayerPeeled(BALANCED_UNSORTED, num_classes=3, **fields)
+    refused(lambda: span(problem, start(problem, dim)), *words)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ("features must be equal within classes", "sample 3", "class 1")),
+        ({"loss": Linear(draw(6, 3))}, ("loss", "not one a sample")),
+        ({"kernel": np.eye(6)}, ("kernel must be None",)),
+        ({"adjusted": 0.1, "normalize": True, "anchored": True}, ("adjusted must be None",)),
+        ({"sample_weights": [0.5, 1.0, 1.0, 1.0, 1.5, 1.0]}, ("sample_weights must be equal within classes", "class 2")),
+    ],
+)
+def test_refusals_of_collapsed_features(fields, words):
+    problem = dyn.LayerPeeled(BALANCED_UNSORTED, num_classes=3, **fields)
+    refused(lambda: collapsed(problem, start(problem, 2)), *words)
+
+
+def test_refusals_of_both():
+    problem = dyn.LayerPeeled(BALANCED_UNSORTED, num_classes=3)
+    state = start(problem, 6)
+    refused(lambda: spanned(class_means(problem, state)), "dim > samples + classes = 6", "got 6")
+    for reduction in (class_means, collapsed, span):
+        refused(lambda reduction=reduction: reduction("problem", state), "problem must be a dynamics.LayerPeeled", "str")
+
+
+def test_a_traced_start_that_is_not_collapsed_is_bad_input():
+    problem = dyn.LayerPeeled(BALANCED_UNSORTED, num_classes=3, loss=CrossEntropy())
+    apart = start(problem, 2)
+    equal = dyn.Peeled(apart.features[:3][BALANCED_UNSORTED], apart.prototypes, apart.biases)
+
+    @jax.jit
+    @jax.vmap
+    def status(state):
+        reduced = collapsed(problem, state)
+        return dyn.descent(reduced.problem, reduced.state, dyn.Rates(RATE1, RATE2), 1).status
+
+    found = status(jax.tree.map(lambda *leaves: jnp.stack(leaves), apart, equal))
+    assert list(found) == [dyn.status.BAD_INPUT, dyn.status.OK]

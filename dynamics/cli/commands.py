@@ -11,6 +11,7 @@ from dynamics.cli import folder as folders
 from dynamics.cli import processes, result, running
 from dynamics.cli import sweep as sweeps
 from dynamics.cli.main import IO, OK, SOME_FAILED
+from dynamics.compile_cache import VARIABLE, enable_compile_cache
 from dynamics.ensemble import Ensemble
 from dynamics.ensemble.identity import identity
 from dynamics.ensemble.progress import Progress
@@ -65,6 +66,27 @@ def run(options) -> int:
                     store.add_file(name)
             store.note(event="started", at=folders.stamp(), environment=running.environment())
             return _work(config, sweep, members, store, quiet=options.quiet)
+
+
+def compile(options) -> int:
+    """Compile every program of a sweep file into the cache, where `run` of the same file finds them."""
+    folder = enable_compile_cache()
+    if folder is None:
+        raise ValueError(f"compile needs a folder for compiled programs: unset {VARIABLE}, or set it to one")
+    config = configuration.load(options.sweep, options.set)
+    running.set_up(config, options.devices or processes.cores())
+    begin = time.perf_counter()
+    with running.requested() as programs:
+        sweep = sweeps.build(config)
+        members = running.assemble(config, sweep)
+        running.compile_all(config, sweep, members)
+    print(running.describe(members))
+    large = len(members.groups) * len(members.slots())
+    print(
+        f"programs   {programs.total} ({large} of the motion), {programs.found} of them in {folder} before; "
+        f"{members.compile_seconds:.1f} s for those of the motion, {time.perf_counter() - begin:.1f} s in all"
+    )
+    return OK
 
 
 def resume(options) -> int:

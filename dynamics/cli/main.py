@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynamics import validate
+from dynamics.compile_cache import enable_compile_cache
 
 OK, SOME_FAILED, USAGE, IO, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes: all members ok; some failed (results written); bad usage or configuration; files or lock; interrupted."""
 
-COMMANDS = ("run", "resume", "status", "check", "merge", "plot", "new")
+COMMANDS = ("run", "resume", "compile", "status", "check", "merge", "plot", "new")
+
+COMPUTING = ("run", "resume", "check", "merge", "plot")
+"""Those that run programs, and keep what they compiled."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="dynamics",
         description="Sweeps of gradient flow and gradient descent: many members, many devices, nothing lost.",
-        epilog="example: dynamics new demo && dynamics run demo.toml",
+        epilog="example: dynamics new demo && dynamics run demo.toml. Compiled programs are kept in the user's cache folder; "
+        "DYNAMICS_CACHE=DIR keeps them elsewhere, DYNAMICS_CACHE=off nowhere.",
     )
     commands = top.add_subparsers(dest="command", metavar="{" + ",".join(COMMANDS) + "}", parser_class=_Parser)
 
@@ -68,11 +73,16 @@ def parser() -> argparse.ArgumentParser:
     resume = command("resume", "go on with a run that stopped", "resume runs/demo-20260101T000000Z-0123abcd")
     resume.add_argument("folder", type=Path, metavar="DIR")
     resume.add_argument("--take-lock", action="store_true", help="take over the lock of a process that is gone")
-    for one in (run, resume):
+    compile = command("compile", "compile the programs of a sweep file, for a later run", "compile demo.toml")
+    compile.add_argument("sweep", type=Path, help="a TOML file, as `dynamics new` writes one")
+    compile.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for the run")
+    for one in (run, resume, compile):
         one.add_argument(
             "--devices", type=positive, metavar="N", help="CPU devices, each with chunks of its own (default: cores)"
         )
+    for one in (run, resume):
         one.add_argument("--quiet", action="store_true", help="no progress line")
+        one.add_argument("--no-cache", action="store_true", help="neither keep compiled programs nor use kept ones")
 
     command("status", "how far a run is, and what failed", "status runs/demo").add_argument("folder", type=Path, metavar="DIR")
     check = command("check", "re-hash every file and recompute a random sample", "check runs/demo --sample 3")
@@ -108,10 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     from dynamics.cli import commands
 
-    os.environ.setdefault("EQX_ON_ERROR", "nan")  # callbacks of error checks would keep programs out of the compile cache
     os.environ.setdefault("NPROC", str(2 * (os.cpu_count() or 1)))  # more threads than devices, see ensemble/program.py
     try:
         with _terminated_as_interrupted(), _warnings_in_one_line(top.prog):
+            if options.command in COMPUTING and not getattr(options, "no_cache", False):
+                enable_compile_cache()
             return getattr(commands, options.command)(options)
     except KeyboardInterrupt:
         print(f"{top.prog}: interrupted; chunks already written stay", file=sys.stderr)

@@ -59,20 +59,22 @@ def whole_states(config, chosen: list[int]) -> Iterator[Variable]:
     """The states of the named members at all times: they are run again, keeping states."""
     if not chosen:
         return
-    sweep = sweeps.build(config, states=True)
-    numbers = np.sort(np.asarray(chosen))
-    result = ensemble.run(
-        sweep.one,
-        sweep.design,
-        key=sweep.key,
-        keep=lambda moved: moved.states,
-        only=numbers,
-        progress=False,
-        devices=jax.local_devices()[:1],
-    )
+    one, design, options = with_states(config, chosen)
+    result = ensemble.run(one, design, progress=False, **options)
     yield Variable("whole", ("whole",), result.index, {"long_name": "number of the member whose states are kept"})
     for name, dims in (("features", ("sample", "dim")), ("prototypes", ("class", "dim")), ("biases", ("class",))):
         yield Variable(name, ("whole", "time", *dims), getattr(result.values, name), {"long_name": name})
+
+
+def with_states(config, chosen: list[int]):
+    """The named members as an ensemble that keeps their states: its motion, its design, and its options."""
+    sweep = sweeps.build(config, states=True)
+    options = {"key": sweep.key, "keep": _states, "only": np.sort(np.asarray(chosen)), "devices": jax.local_devices()[:1]}
+    return sweep.one, sweep.design, options
+
+
+def _states(moved):
+    return moved.states
 
 
 def attributes(config, sweep: sweeps.Sweep, members: Ensemble, versions: dict[str, str]) -> dict:

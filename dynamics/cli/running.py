@@ -1,20 +1,23 @@
 """From a configuration to a finished run folder."""
 
+import contextlib
 import os
 import platform
 import subprocess
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 
 from dynamics import ensemble, status
 from dynamics.cli import config as configuration
+from dynamics.cli import result
 from dynamics.cli import sweep as sweeps
 from dynamics.ensemble import Design, Ensemble, lock
 from dynamics.ensemble.store import Store
@@ -86,6 +89,41 @@ def assemble(config: configuration.SweepConfig, sweep: sweeps.Sweep, process: tu
         shard=run.shard,
         process=process,
     )
+
+
+class Requested:
+    """How many programs JAX has asked for since, and how many of them the cache of compiled programs had."""
+
+    def __init__(self):
+        self.total = self.found = 0
+
+    def __call__(self, event: str, **_) -> None:
+        self.total += event == "/jax/compilation_cache/compile_requests_use_cache"
+        self.found += event == "/jax/compilation_cache/cache_hits"
+
+
+@contextlib.contextmanager
+def requested() -> Iterator[Requested]:
+    """Count the programs that JAX asks for in the block."""
+    count = Requested()
+    jax.monitoring.register_event_listener(count)
+    try:
+        yield count
+    finally:
+        jax.monitoring.unregister_event_listener(count)
+
+
+def compile_all(config: configuration.SweepConfig, sweep: sweeps.Sweep, members: Ensemble) -> None:
+    """Compile what a run of the sweep needs; of the members nothing runs but what orders them."""
+    members.settle()
+    warn_of_large_steps(sweep)
+    members.chunks()
+    for group in range(len(members.groups)):
+        for slot in members.slots():
+            members.compiled(group, slot)
+    if config.keep.states:
+        one, design, options = result.with_states(config, config.keep.states)
+        Ensemble(one, design, **options).settle()
 
 
 def describe(members: Ensemble) -> str:

@@ -67,4 +67,4 @@ def max_step(problem: LayerPeeled, rates: Rates, momentum, nesterov: bool):
     return stable_step(jnp.asarray(problem.decay.features) * rates.features.peak(), momentum, nesterov)
 
 
-ANCHORED = ClosedForm("anchored prototypes under a loss linear in the logits", obstacles, flow, descent, limit, max_step)
+ANCHORED = ClosedForm("anchored prototypes under a loss linear in the logits", obstacles, flow, descent, limit, max_step, True)

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from dynamics import state as tree
+from dynamics.exact.all_times import all_times
 from dynamics.exact.closed_form import ClosedForm, Motion, common_obstacles
 from dynamics.exact.limit import Limit
 from dynamics.exact.magnus import magnus_propagators
 from dynamics.exact.modes import Modes, modes_of
-from dynamics.exact.propagators import Decays, descent_propagators, flow_propagator
+from dynamics.exact.propagators import Decays, Propagator, descent_propagators, flow_propagator
 from dynamics.exact.responses import descent_response, flow_response
 from dynamics.problems import LayerPeeled, Peeled
 from dynamics.rates import Rates
@@ -33,23 +34,29 @@ def flow(problem: LayerPeeled, state: Peeled, rates: Rates, ts) -> Motion:
     else:
         propagators, error = magnus_propagators(modes.up, modes.down, decay, rates, ts)
     biases = flow_response(problem.decay.biases, rates.weights.integral(ts))
-    return Motion((propagators, biases), _place(problem, modes, state), error)
+    return _motion(problem, state, modes, (propagators, biases), error)
 
 
 def descent(problem: LayerPeeled, state: Peeled, rates: Rates, steps, every, dt, momentum, nesterov) -> Motion:
     """The discrete counterpart: products of the modes' companion matrices."""
     modes = modes_of(problem, state.features.shape[1], state.features.dtype)
     run = (steps, every, dt, momentum, nesterov)
-    propagators = descent_propagators(modes.up, modes.down, _decays(problem), rates, *run)
+    # the rest is a block of its own, or nothing that could move
+    moving = slice(None) if modes.has_rest else slice(-1)
+    propagators = descent_propagators(modes.up[moving], modes.down[moving], _decays(problem), rates, *run)
+    if not modes.has_rest:
+        p = propagators
+        gg, gw, wg, ww = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in (p.gg, p.gw, p.wg, p.ww))
+        propagators = Propagator(gg, gw, wg, ww, p.log_scale)
     biases = descent_response(problem.decay.biases, rates.weights, *run)
-    return Motion((propagators, biases), _place(problem, modes, state))
+    return _motion(problem, state, modes, (propagators, biases))
 
 
 def _decays(problem: LayerPeeled) -> Decays:
     return Decays(jnp.asarray(problem.decay.features), jnp.asarray(problem.decay.prototypes))
 
 
-def _place(problem: LayerPeeled, modes: Modes, state: Peeled):
+def _motion(problem: LayerPeeled, state: Peeled, modes: Modes, scalars, error=None) -> Motion:
     parts = modes.split(state)
     coupling = problem.label_coupling
     assert coupling is not None
@@ -61,7 +68,7 @@ def _place(problem: LayerPeeled, modes: Modes, state: Peeled):
         biases = kept * state.biases + pulled * drift if problem.bias else state.biases
         return Peeled(features, prototypes, biases), propagator.log_scale
 
-    return place
+    return Motion(scalars, place, error, all_times=all_times(problem, state, modes, parts, drift))
 
 
 def exponents(modes: Modes, decay: Decays, ratio):
@@ -146,4 +153,4 @@ def stable_step(fastest, momentum, nesterov: bool):
     return jnp.where(fastest > 0, 2 * gain / jnp.where(fastest > 0, fastest, 1.0), jnp.inf)
 
 
-MODES = ClosedForm("independent modes of a loss linear in the logits", obstacles, flow, descent, limit, max_step)
+MODES = ClosedForm("independent modes of a loss linear in the logits", obstacles, flow, descent, limit, max_step, True)

@@ -5,14 +5,20 @@ squared singular value $u d = \sigma^2$ as their product. All blocks share the c
 `up = down = 0` is what nothing pulls: its g only decays.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dynamics import validate
+from dynamics.exact.products import products
 from dynamics.rates import Rates
 
 Blocks = Float[Array, "blocks *dim"]
+
+ALONE, TOGETHER = 512, 8  # stretches of time side by side: of one run; of an ensemble of schedules, which shares a cache
 
 
 class Propagator(eqx.Module):
@@ -86,37 +92,34 @@ def descent_propagators(
 ) -> Propagator:
     """The propagators of gradient descent at iterates 0, every, ..., steps (leading axis), any rates.
 
-    Each is the product of the steps' companion matrices, built by iterating the mode itself from the identity; the size of
-    each block goes to a logarithm at every step.
+    Each is the product of the steps' companion matrices, see `products`; the size of each block goes to a logarithm.
 
     **Reference:** the discrete counterpart of the Theorems above; with momentum the 4x4 companion of heavy ball or Nesterov.
     """
-    zero, one = jnp.zeros_like(up), jnp.ones_like(up)
-    identity = (jnp.stack([one, zero]), jnp.stack([zero, one]))  # rows g and w, each (columns, blocks, ...)
+    plain = validate.is_concrete(momentum) and float(momentum) == 0
 
-    def step(k, carry):
-        (g, w), (velocity_g, velocity_w), log = carry
-        force_g, force_w = up * w - decay.g * g, down * g - decay.w * w
-        velocity_g, velocity_w = momentum * velocity_g + force_g, momentum * velocity_w + force_w
-        move_g, move_w = velocity_g, velocity_w
-        if nesterov:
-            move_g, move_w = momentum * velocity_g + force_g, momentum * velocity_w + force_w
-        t = k * dt
-        g, w = g + dt * rates.features(t) * move_g, w + dt * rates.weights(t) * move_w
-        size = jax.lax.stop_gradient(jnp.max(jnp.abs(jnp.concatenate([g, w, velocity_g, velocity_w])), axis=0))
-        # powers of two: dividing by them rounds nothing
-        size = jnp.where(size > 0, jnp.exp2(jnp.round(jnp.log2(jnp.where(size > 0, size, 1.0)))), 1.0)
-        scaled = jax.tree.map(lambda x: x / size, ((g, w), (velocity_g, velocity_w)))
-        return *scaled, log + jnp.log(size)
+    def moved(x, speed, velocity, force):
+        """A quantity and its velocity after a step; no velocity without momentum."""
+        if plain:
+            return x + speed * force, ()
+        velocity = momentum * velocity[0] + force
+        move = momentum * velocity + force if nesterov else velocity
+        return x + speed * move, (velocity,)
 
-    def snapshot(carry, index):
-        carry = jax.lax.fori_loop(0, every, lambda j, c: step(index * every + j, c), carry)
-        return carry, (carry[0], carry[2])
+    def step(column, speeds, couplings):
+        (speed_g, speed_w), (u, d) = speeds, couplings
+        g, w, *velocities = column
+        new_g, velocity_g = moved(g, speed_g, velocities[:1], u * w - decay.g * g)
+        new_w, velocity_w = moved(w, speed_w, velocities[1:], d * g - decay.w * w)
+        return new_g, new_w, *velocity_g, *velocity_w
 
-    still = jax.tree.map(jnp.zeros_like, identity)
-    _, rest = jax.lax.scan(snapshot, (identity, still, zero), jnp.arange(steps // every))
-    (g, w), log = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (identity, zero), rest)
-    return from_logs(g[:, 0], g[:, 1], w[:, 0], w[:, 1], log)
+    def speeds(k):
+        return dt * rates.features(k * dt), dt * rates.weights(k * dt)
+
+    lanes = ALONE if rates.constant_ratio else TOGETHER
+    matrices, powers = products(step, speeds, (up, down), 2 if plain else 4, steps, every, lanes)
+    log = powers * jnp.asarray(math.log(2), powers.dtype)
+    return from_logs(matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 0], matrices[:, 1, 1], log)
 
 
 def from_logs(gg: Array, gw: Array, wg: Array, ww: Array, log: Array) -> Propagator:

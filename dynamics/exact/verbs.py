@@ -1,14 +1,16 @@
 """The two verbs by formula, and what can be said of a motion without following it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dynamics import state as tree
-from dynamics import status
-from dynamics.exact.closed_form import NoClosedForm, trajectory
+from dynamics import status, validate
+from dynamics.exact.closed_form import ClosedForm, NoClosedForm, trajectory
 from dynamics.exact.dispatch import choose
 from dynamics.exact.limit import Limit
 from dynamics.exact.stochastic import check_stochastic, second_moments
@@ -42,6 +44,10 @@ def flow(
     state, problem, rates = _prepared(problem, state, rates)
     ts = check_times(ts, state.features.dtype)
     check_observe(observe, scaled)
+    return _at_once(_flow, form, observe, (problem, state, rates, ts))(form, problem, state, rates, ts, scaled, observe)
+
+
+def _flow(form: ClosedForm, problem: LayerPeeled, state: Peeled, rates: Rates, ts, scaled, observe) -> Trajectory:
     begins = problem.start_code(state)
     valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
     return trajectory(form.flow(problem, state, rates, ts), problem, ts, valid, begins, scaled, observe)
@@ -83,19 +89,36 @@ def descent(
     if batch_size is not None:
         check_stochastic(problem, batch_size, shuffle, momentum, scaled, observe)
     state, problem, rates = _prepared(problem, state, rates)
-    dt, momentum = tree.cast((dt, momentum), state.features.dtype)
+    # no momentum, known before tracing, halves the recurrences: it stays a plain zero
+    still = validate.is_concrete(momentum) and float(momentum) == 0
+    dt, momentum = jnp.asarray(dt, state.features.dtype), 0.0 if still else jnp.asarray(momentum, state.features.dtype)
     check_observe(observe, scaled)
-    begins = problem.start_code(state)
-    valid = tree.all_finite((state, dt, momentum)) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
-    valid = valid & (dt >= 0) & (momentum >= 0) & (momentum < 1)
-    motion = form.descent(problem, state, rates, steps, every, dt, momentum, nesterov)
-    moved = trajectory(motion, problem, every * jnp.arange(steps // every + 1), valid, begins, scaled, observe)
+    run = steps, every, dt, momentum, nesterov
+    moved = _at_once(_descent, form, observe, (problem, state, rates, run))(form, problem, state, rates, run, scaled, observe)
     if batch_size is None:
         return moved
     moments = second_moments(problem, state, rates, steps, every, dt, batch_size)
     return dataclasses.replace(
         moved, determined="mean", second_moment=blank(jnp.broadcast_to(~moved.ok, moved.ts.shape), moments)
     )
+
+
+def _descent(form: ClosedForm, problem: LayerPeeled, state: Peeled, rates: Rates, run, scaled, observe) -> Trajectory:
+    steps, every, dt, momentum, _ = run
+    begins = problem.start_code(state)
+    valid = tree.all_finite((state, dt, momentum)) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
+    valid = valid & (dt >= 0) & (momentum >= 0) & (momentum < 1)
+    motion = form.descent(problem, state, rates, *run)
+    return trajectory(motion, problem, every * jnp.arange(steps // every + 1), valid, begins, scaled, observe)
+
+
+def _at_once(verb: Callable, form: ClosedForm, observe: dict | None, inputs) -> Callable:
+    """The verb, compiled as one program where it is called outside of any.
+
+    Not for functions that are made anew for every call: each would be compiled again.
+    """
+    lasting = all("<" not in getattr(f, "__qualname__", "<") for f in (observe or {}).values())
+    return eqx.filter_jit(verb) if form.compiled and lasting and validate.is_concrete(inputs) else verb
 
 
 def limit(problem: LayerPeeled, state: Peeled, rates: Rates) -> Limit:

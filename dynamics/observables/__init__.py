@@ -23,3 +23,5 @@ from dynamics.observables.norms import objective as objective
 from dynamics.observables.norms import prototype_norm as prototype_norm
 from dynamics.observables.spectra import effective_rank as effective_rank
 from dynamics.observables.spectra import stable_rank as stable_rank
+from dynamics.observables.summary import Collapse as Collapse
+from dynamics.observables.summary import Summary as Summary

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dynamics import state as tree
 from dynamics.observables.base import observable
+from dynamics.observables.summary import Summary
 from dynamics.problems import LayerPeeled, Peeled
 
 
@@ -17,7 +18,15 @@ def direction_gap(x: PyTree, y: PyTree) -> Float[Array, ""]:
     return tree.norm(jax.tree.map(lambda a, b: a / size_x - b / size_y, x, y))
 
 
-@observable(scale_invariant=True)
+def _self_duality(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    if summary.collapse is None:
+        return None
+    size, own = summary.feature_norm, summary.prototype_norm
+    apart = summary.collapse.features / size - summary.collapse.prototypes / own
+    return tree.norm((apart, summary.collapse.within / size))
+
+
+@observable(scale_invariant=True, from_summary=_self_duality)
 def self_duality(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """The distance between the features and their own prototypes, both stacked by sample and of unit norm."""
     return direction_gap(state.features, problem.data.spread(state.prototypes))

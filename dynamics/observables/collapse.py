@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from dynamics import state as tree
 from dynamics.observables.base import observable
+from dynamics.observables.summary import Summary
 from dynamics.problems import LayerPeeled, Peeled
 
 
@@ -42,7 +43,12 @@ def nc1(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     return jnp.where(jnp.any(real), jnp.sum(ratios) / classes, jnp.inf)
 
 
-@observable(scale_invariant=True)
+def _nc2(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    collapse = summary.collapse
+    return None if collapse is None else tree.norm(collapse.means / tree.norm(collapse.means) - collapse.simplex)
+
+
+@observable(scale_invariant=True, from_summary=_nc2)
 def nc2(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     r"""Distance of the centred means from a simplex: $\| MM^T/\|MM^T\| - (I - J)/\sqrt{C-1} \|$ in Frobenius norm."""
     classes = problem.num_classes
@@ -52,14 +58,29 @@ def nc2(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     return tree.norm(gram / tree.norm(gram) - simplex)
 
 
-@observable(scale_invariant=True)
+def _nc2_norms(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    if summary.collapse is None:
+        return None
+    lengths = summary.collapse.lengths()
+    return jnp.std(lengths) / jnp.mean(lengths)
+
+
+@observable(scale_invariant=True, from_summary=_nc2_norms)
 def nc2_norms(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """Spread of the lengths of the centred means: standard deviation over mean."""
     lengths = jnp.linalg.norm(centred_means(problem, state), axis=1)
     return jnp.std(lengths) / jnp.mean(lengths)
 
 
-@observable(scale_invariant=True)
+def _nc2_angles(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    if summary.collapse is None:
+        return None
+    classes, over = problem.num_classes, 1 / summary.collapse.lengths()
+    gaps = jnp.abs(summary.collapse.gram() * over[:, None] * over + 1 / (classes - 1))
+    return jnp.sum(jnp.where(jnp.eye(classes, dtype=bool), 0.0, gaps)) / (classes * (classes - 1))
+
+
+@observable(scale_invariant=True, from_summary=_nc2_angles)
 def nc2_angles(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """Mean deviation of the pairwise cosines of the centred means from -1/(C-1)."""
     classes = problem.num_classes
@@ -70,7 +91,14 @@ def nc2_angles(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     return jnp.mean(jnp.abs(cosines + 1 / (classes - 1)))
 
 
-@observable(scale_invariant=True)
+def _nc3(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    if summary.collapse is None:
+        return None
+    means, prototypes = summary.collapse.features[0], summary.collapse.prototypes[0]
+    return tree.norm(prototypes / tree.norm(prototypes) - means / tree.norm(means))
+
+
+@observable(scale_invariant=True, from_summary=_nc3)
 def nc3(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """Self-duality: distance between the centred prototypes and the centred means, both of unit Frobenius norm."""
     prototypes = state.prototypes - jnp.mean(state.prototypes, axis=0)

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from dynamics import state as tree
 from dynamics.observables.base import observable
+from dynamics.observables.summary import Summary
 from dynamics.problems import LayerPeeled, Peeled
 
 
@@ -16,21 +17,42 @@ def own_and_others(problem: LayerPeeled, state: Peeled) -> tuple[Float[Array, " 
     return jnp.take_along_axis(logits, labels, axis=1)[:, 0], jnp.take_along_axis(logits, others, axis=1)
 
 
-@observable()
+def _margin(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    return None if summary.collapse is None else summary.collapse.margin()
+
+
+@observable(from_summary=_margin)
 def margin(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     r"""The smallest over samples of $z_y - \max_{j \neq y} z_j$; positive when every sample is classified correctly."""
     own, others = own_and_others(problem, state)
     return jnp.min(own - jnp.max(others, axis=1))
 
 
-@observable()
+def _average_margin(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    if summary.collapse is None:
+        return None
+    classes, samples = problem.num_classes, problem.num_samples
+    # what all classes have in common, and of balanced classes the biases, lead nowhere on average
+    apart = jnp.sum(summary.collapse.features[0] * summary.collapse.prototypes[0])
+    return (samples / classes) ** 0.5 * apart * classes / (classes - 1) / samples
+
+
+@observable(from_summary=_average_margin)
 def average_margin(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     r"""The mean over samples (not weighted) of $z_y - \frac{1}{C-1}\sum_{j \neq y} z_j$."""
     own, others = own_and_others(problem, state)
     return jnp.mean(own - jnp.mean(others, axis=1))
 
 
-@observable()
+def _normalized_margin(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    found = _margin(problem, summary)
+    if found is None:
+        return None
+    size = tree.norm((summary.feature_norm, summary.prototype_norm))
+    return jnp.where(size > 0, found / size / size, jnp.nan)
+
+
+@observable(from_summary=_normalized_margin)
 def normalized_margin(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     r"""The margin over $\|H\|^2 + \|W\|^2$, biases apart; NaN where both are zero.
 

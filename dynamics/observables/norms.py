@@ -2,39 +2,51 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dynamics import state as tree
 from dynamics.observables.base import observable
+from dynamics.observables.summary import Summary
 from dynamics.problems import LayerPeeled, Peeled, Problem
 from dynamics.rates import Rates
 
 
-@observable()
+@observable(from_summary=lambda problem, summary: summary.feature_norm)
 def feature_norm(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """Frobenius norm of the features."""
     return tree.norm(state.features)
 
 
-@observable()
+@observable(from_summary=lambda problem, summary: summary.prototype_norm)
 def prototype_norm(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """Frobenius norm of the prototypes."""
     return tree.norm(state.prototypes)
 
 
-@observable()
+@observable(from_summary=lambda problem, summary: tree.norm(summary.biases))
 def bias_norm(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """Euclidean norm of the biases."""
     return tree.norm(state.biases)
 
 
-@observable()
+@observable(from_summary=lambda problem, summary: summary.loss)
 def loss(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """The weighted mean loss over samples, without decay."""
     return problem.data_loss(state)
 
 
-@observable()
+def _objective(problem: LayerPeeled, summary: Summary) -> Float[Array, ""]:
+    decay = problem.decay
+    penalty = (
+        decay.features * summary.feature_norm**2
+        + decay.prototypes * summary.prototype_norm**2
+        + decay.biases * jnp.sum(summary.biases**2)
+    )
+    return summary.loss + 0.5 * penalty
+
+
+@observable(from_summary=_objective)
 def objective(problem: Problem, state) -> Float[Array, ""]:
     """What is minimised: the mean loss and the decay terms."""
     return problem.objective(state)
@@ -54,7 +66,20 @@ def gradient_norm(problem: Problem, state) -> Float[Array, ""]:
     return unit * tree.norm(jax.tree.map(lambda leaf: leaf / unit, motion))
 
 
-@observable()
+def _accuracy(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
+    if summary.collapse is None:
+        return None
+    logits = summary.collapse.logits()
+    labels = problem.labels if logits.shape[0] == problem.num_samples else np.arange(problem.num_classes)
+    labels, classes = jnp.asarray(labels)[:, None], jnp.arange(problem.num_classes)
+    own = jnp.take_along_axis(logits, labels, axis=1)
+    # argmax takes the first of equals; a logit is never compared with itself, it may be computed, and rounded, twice
+    behind = jnp.where(classes < labels, logits < own, logits <= own) | (classes == labels)
+    right = jnp.all(behind, axis=1)
+    return jnp.mean(right.astype(logits.dtype))
+
+
+@observable(from_summary=_accuracy)
 def accuracy(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """The fraction of samples whose largest logit is that of their label; near ties it is rounding noise."""
     right = jnp.argmax(problem.logits(state), axis=1) == jnp.asarray(problem.labels)

@@ -11,14 +11,15 @@ from jaxtyping import PyTree
 from dynamics import validate
 from dynamics.problems import Problem
 from dynamics.rates import Rates
+from dynamics.reduce import choose
 from dynamics.simulate.general_flow import general_flow
-from dynamics.simulate.lane_flow import lane_flow
+from dynamics.simulate.lane_flow import Ends, lane_flow
 from dynamics.simulate.lane_step import fits
-from dynamics.simulate.paths import batched_by, differentiated_by
-from dynamics.simulate.prepared import Prepared, Run, as_trajectory, ending, prepare, velocity
-from dynamics.trajectory import Trajectory, observe_state
+from dynamics.simulate.paths import batched_by, differentiated_by, pushed_forward
+from dynamics.simulate.prepared import Prepared, Run, as_trajectory, ending, lifted, look, prepare, velocity
+from dynamics.trajectory import Trajectory
 
-METHODS = ("auto", "general", "forward")
+METHODS = ("auto", "general", "forward", "kernel")
 
 
 def flow(
@@ -33,7 +34,8 @@ def flow(
     solver: diffrax.AbstractSolver | None = None,
     max_steps: int = 100_000,
     norm_cap=None,
-    method: Literal["auto", "general", "forward"] = "auto",
+    method: Literal["auto", "general", "forward", "kernel"] = "auto",
+    reduce: Literal["auto", "off"] = "auto",
 ) -> Trajectory:
     r"""Gradient flow $x' = \eta(t)\,\mathrm{force}(x)$ from `state` at t = 0, by an adaptive ODE solver.
 
@@ -51,79 +53,126 @@ def flow(
     - `max_steps`: the run ends with status `max_steps` after as many.
     - `norm_cap`: the run ends with status `norm_cap` once the state's norm passes it; None is the square root of the dtype's
       largest number.
-    - `method`: "general" is the diffrax path; "auto" chooses, today always "general".
+    - `method`: "auto" moves members that `jax.vmap` brings together a few side by side, in the last axis of every array, each
+      with its own steps (explicit solvers whose last stage is the first of the next step, such as Tsit5, Dopri5 and Dopri8;
+      on a CPU), and takes reverse-mode derivatives the general way; "general" is diffrax throughout; "forward" is "auto"
+      with forward-mode derivatives (`jax.jvp`, `jax.jacfwd`) in place of reverse-mode ones; "kernel" makes one program of
+      each member on an accelerator, which runs its whole loop in fast memory: small `LayerPeeled` problems with
+      cross-entropy, squared error or a linear loss, Tsit5, no derivatives; meant for CUDA, through Pallas' Triton backend,
+      and interpreted elsewhere, slower than "auto".
+    - `reduce`: "auto" moves a smaller problem where that is exact and pays, see `dynamics.reduce.choose`; "off" never does.
+      Only "auto" methods reduce, and only where no derivative is taken.
 
     **Returns:** a `Trajectory`; after a stop its entries are NaN.
 
     **Raises:** `ValueError` on the host for anything out of range that is known before tracing.
     """
     validate.choice("method", method, METHODS)
+    validate.choice("reduce", reduce, ("auto", "off"))
     max_steps = validate.whole("max_steps", max_steps, 1)
+    if method == "kernel":
+        from dynamics.simulate.kernel import kernel_flow  # Pallas is slow to import
+
+        if solver is not None and type(solver) is not diffrax.Tsit5:
+            raise ValueError(f"method='kernel' has Tsit5 built in, got solver={solver!r}")
+        limits = {"max_steps": max_steps, "norm_cap": norm_cap}
+        return kernel_flow(problem, state, rates, ts, observe=observe, rtol=rtol, atol=atol, **limits)
     run = prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap)
     if method == "forward" and not fits(run.solver):
         raise ValueError(f"method='forward' needs an explicit pair such as Tsit5 or Dopri8, got {run.solver!r}")
     arrays, static = eqx.partition(run, eqx.is_array)
 
-    def general(arrays) -> Run:
+    def general(arrays: Prepared) -> Run:
         return general_flow(eqx.combine(arrays, static), observe, max_steps)
+
+    def reduced(arrays: Prepared) -> Run:
+        """The motion of the reduced problem where there is one. Derivatives go the general way: a basis has none everywhere."""
+        run = eqx.combine(arrays, static)
+        alike = norm_cap is None and not run.rates.rescaled
+        reduction = choose(run.problem, run.start, observe=observe, alike=alike, saves=run.ts.shape[0])
+        if reduction is None:
+            return in_lanes(run, observe, max_steps)
+        run = run._replace(problem=reduction.problem, start=reduction.state, reduction=reduction)
+        moved = in_lanes(run, observe, max_steps)
+        return moved._replace(values=lifted(run, moved.values)) if observe is None else moved
+
+    if method == "general" or not fits(run.solver):
+        moved = general(arrays)
+    elif method == "forward":
+        moved = in_lanes(run, observe, max_steps, pushed_forward)
+    else:
+        fast = reduced if reduce == "auto" else lambda arrays: in_lanes(eqx.combine(arrays, static), observe, max_steps)
+        moved = differentiated_by(general, fast)(arrays)
+    return as_trajectory(run.ts, moved, observe, run.begins)
+
+
+def in_lanes(run: Prepared, observe, max_steps: int, together=batched_by) -> Run:
+    """Move a member; under `jax.vmap` all members together, a few side by side."""
+    arrays, static = eqx.partition(run, eqx.is_array)
 
     def batch(has_axis, arrays) -> Run:
         (has_axis,) = has_axis
+        if has_axis.ts and arrays.ts.shape[0] == 1:  # of one member
+            arrays, has_axis = arrays._replace(ts=arrays.ts[0]), has_axis._replace(ts=False)
         if has_axis.ts or jax.default_backend() != "cpu":
-            return jax.vmap(general, (jax.tree.map(lambda flag: 0 if flag else None, has_axis),))(arrays)
-        return _in_lanes(arrays, static, has_axis, observe, max_steps)
+            axes = jax.tree.map(lambda flag: 0 if flag else None, has_axis)
+            return jax.vmap(lambda arrays: general_flow(eqx.combine(arrays, static), observe, max_steps), (axes,))(arrays)
+        run, valid = eqx.combine(arrays, static), _everywhere(arrays, has_axis, "valid")
+        ends = ends_in_lanes(run, has_axis, observe, max_steps)
+        short = ends.t_end < run.ts[-1]
+        code = ending(
+            valid, whole=~ends.stopped & ~short, out_of_steps=~ends.stopped & short, runaway=ends.stopped & ends.finite
+        )
+        return Run(ends.values, code, ends.steps, ends.t_end)
 
-    move = general
-    if method != "general" and fits(run.solver):
-        move = batched_by(batch)
-        move = differentiated_by(general, move) if method == "auto" else move
-    return as_trajectory(run.ts, move(arrays), observe, run.begins)
+    return together(batch)(arrays)
 
 
-def _in_lanes(arrays: Prepared, static: Prepared, has_axis: Prepared, observe, max_steps: int) -> Run:
-    """Many members; the leaves of `arrays` marked in `has_axis` have a leading axis."""
-    members = next(leaf.shape[0] for leaf, flag in zip(*map(jax.tree.leaves, (arrays, has_axis)), strict=True) if flag)
+def ends_in_lanes(run: Prepared, has_axis: Prepared, observe, max_steps: int, lanes: int | None = None) -> Ends:
+    """The ends of many members; the arrays of `run` marked in `has_axis` have a leading axis (members,)."""
+    arrays, static = eqx.partition(run, eqx.is_array)
+    start = _everywhere(arrays, has_axis, "start")
+    valid = _everywhere(arrays, has_axis, "valid")
+    members = valid.shape[0]
+    rest = {"start": None, "valid": None, "norm_cap": None, "ts": None, "begins": None}
+    args, has_lanes = arrays._replace(**rest), has_axis._replace(**rest)
+
+    def of(args) -> Prepared:
+        return eqx.combine(args, static)
+
+    def stiffness(y, args):
+        run = of(args)
+        return run.problem.stiffness(y) * jnp.maximum(run.rates.features(0.0), run.rates.weights(0.0))
+
+    axes = (0, jax.tree.map(lambda flag: 0 if flag else None, has_lanes))
+    return lane_flow(
+        lambda t, y, args: velocity(t, y, (of(args).problem, of(args).rates)),
+        lambda t, y, args: look(of(args), observe, t, y),
+        lambda args: of(args).rates.jumps(),
+        start,
+        args,
+        has_lanes,
+        run.ts,
+        valid,
+        _everywhere(arrays, has_axis, "norm_cap"),
+        jax.vmap(stiffness, axes)(start, args) if members > 1 else None,
+        solver=run.solver,
+        rtol=run.rtol,
+        atol=run.atol,
+        max_steps=max_steps,
+        lanes=lanes or lanes_for(sum(leaf.size for leaf in jax.tree.leaves(start)) // members, members),
+    )
+
+
+def _everywhere(arrays: Prepared, has_axis: Prepared, name: str) -> PyTree:
+    """A part of a run with a leading axis (members,) on every leaf."""
+    leaves, flags = jax.tree.leaves(arrays), jax.tree.leaves(has_axis)
+    members = next(leaf.shape[0] for leaf, flag in zip(leaves, flags, strict=True) if flag)
 
     def whole(leaf, flag):
         return leaf if flag else jnp.broadcast_to(leaf, (members, *leaf.shape))
 
-    start = jax.tree.map(whole, arrays.start, has_axis.start)
-    valid, norm_cap = whole(arrays.valid, has_axis.valid), whole(arrays.norm_cap, has_axis.norm_cap)
-    args, has_lanes = (arrays.problem, arrays.rates), (has_axis.problem, has_axis.rates)
-
-    def nouns(args) -> tuple[Problem, Rates]:
-        return eqx.combine(args, (static.problem, static.rates))
-
-    def look(y, args):
-        problem, _ = nouns(args)
-        return observe_state(observe, problem, problem.complete(y))
-
-    def stiffness(y, args):
-        problem, rates = nouns(args)
-        return problem.stiffness(y) * jnp.maximum(rates.features(0.0), rates.weights(0.0))
-
-    axes = (0, jax.tree.map(lambda flag: 0 if flag else None, has_lanes))
-    size = sum(leaf.size for leaf in jax.tree.leaves(start)) // members
-    ends = lane_flow(
-        lambda t, y, args: velocity(t, y, nouns(args)),
-        look,
-        lambda args: nouns(args)[1].jumps(),
-        start,
-        args,
-        has_lanes,
-        arrays.ts,
-        valid,
-        norm_cap,
-        jax.vmap(stiffness, axes)(start, args) if members > 1 else None,
-        solver=static.solver,
-        rtol=static.rtol,
-        atol=static.atol,
-        max_steps=max_steps,
-        lanes=lanes_for(size, members),
-    )
-    short = ends.t_end < arrays.ts[-1]
-    code = ending(valid, whole=~ends.stopped & ~short, out_of_steps=~ends.stopped & short, runaway=ends.stopped & ends.finite)
-    return Run(ends.values, code, ends.steps, ends.t_end)
+    return jax.tree.map(whole, getattr(arrays, name), getattr(has_axis, name))
 
 
 def lanes_for(size: int, members: int) -> int:

@@ -1,14 +1,15 @@
 """Gradient flow of one member by any solver of diffrax: the general way, the reference, and the one that differentiates."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from dynamics import state as tree
 from dynamics.rates import Rates
-from dynamics.simulate.prepared import Prepared, Run, ending, velocity
-from dynamics.trajectory import blank, observe_state
+from dynamics.simulate.prepared import Prepared, Run, ending, look, velocity
+from dynamics.trajectory import blank
 
 
 def general_flow(run: Prepared, observe, max_steps: int) -> Run:
@@ -34,7 +35,7 @@ def general_flow(run: Prepared, observe, max_steps: int) -> Run:
             args=(run.problem, run.rates),
             saveat=diffrax.SaveAt(
                 subs=[
-                    diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: observe_state(observe, args[0], args[0].complete(y))),
+                    diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: look(run, observe, t, y)),
                     diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: (t, y)),
                 ]
             ),
@@ -42,6 +43,7 @@ def general_flow(run: Prepared, observe, max_steps: int) -> Run:
             event=diffrax.Event(stop),
             max_steps=max_steps,
             throw=False,
+            adjoint=_Checked(ts=times),
         )
     assert solution.ys is not None
     saved, (last_time, last_state) = solution.ys
@@ -52,10 +54,23 @@ def general_flow(run: Prepared, observe, max_steps: int) -> Run:
         out_of_steps=(solution.result == results.max_steps_reached) | (solution.result == results.max_steps_rejected),
         runaway=(solution.result == results.event_occurred) & tree.all_finite(last_state),
     )
-    saved = _with_start(times, saved, observe_state(observe, run.problem, run.problem.complete(run.start)))
+    saved = _with_start(times, saved, look(run, observe, times[0], run.start))
     last_time = jnp.where(run.valid, last_time[0], 0.0)
     saved = blank((run.ts > last_time) | ~run.valid, saved)
     return Run(saved, code, jnp.where(run.valid, solution.stats["num_steps"], 0), last_time)
+
+
+class _Checked(diffrax.RecursiveCheckpointAdjoint):
+    """Saves at times that are known to be in order.
+
+    diffrax asks the host in every run whether save times are in order, and a program that calls the host is never kept on the
+    disk. The times it has asked about are used nowhere here, and so it does not ask.
+    """
+
+    ts: Array | None = None
+
+    def loop(self, *, saveat, **options):
+        return super().loop(saveat=eqx.tree_at(lambda saveat: saveat.subs[0].ts, saveat, self.ts), **options)
 
 
 def step_control(rates: Rates, t_end, rtol: float, atol: float):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamics.simulate.lane_step import Moving, Stepper
@@ -65,7 +66,7 @@ def lane_flow(
     **Arguments:**
 
     - `velocity`: (t, state, args) to the motion of one member.
-    - `look`: (state, args) to what is kept of one member at every time.
+    - `look`: (t, state, args) to what is kept of one member at every time.
     - `jumps`: args to the times, (jumps,), at which the velocity of one member jumps.
     - `starts`: states with leading axis (members,).
     - `args`: a pytree; the leaves marked in `has_lanes` have a leading axis (members,).
@@ -82,8 +83,8 @@ def lane_flow(
     everywhere = jax.tree.map(lambda _: True, starts)
     enough = max(1, lanes // 4)  # starting members costs about a step: it waits until so many lanes are free
 
-    def floating_look(state, args):
-        return jax.tree.map(_floating, look(state, args))
+    def floating_look(t, state, args):
+        return jax.tree.map(_floating, look(t, state, args))
 
     def all_velocities(t, y, mine):
         return lanes_last(velocity, (t, y, mine), (True, everywhere, has_lanes), lanes)
@@ -91,8 +92,8 @@ def lane_flow(
     def of(who, tree, flags):
         return jax.tree.map(lambda leaf, flag: jnp.moveaxis(leaf[who], 0, -1) if flag else leaf, tree, flags)
 
-    def seen(y, mine):
-        return lanes_last(floating_look, (y, mine), (everywhere, has_lanes), lanes)
+    def seen(t, y, mine):
+        return lanes_last(floating_look, (t, y, mine), (True, everywhere, has_lanes), lanes)
 
     def stepper(loop: Loop) -> Stepper:
         turns = lanes_last(jumps, (loop.args,), (has_lanes,), lanes).astype(ts.dtype)
@@ -100,26 +101,28 @@ def lane_flow(
         return Stepper(solver, moved, ts[-1], turns, rtol, atol, norm_cap[loop.who])
 
     def going(moving: Moving):
-        return (moving.t < ts[-1]) & ~moving.stopped & (moving.steps < max_steps)
+        return ((ts[-1] - moving.t) - moving.late > 0) & ~moving.stopped & (moving.steps < max_steps)
 
     def write(values, who, upcoming, new):
         """`new` of every lane into the row its member saves next."""
         row = jnp.minimum(upcoming, times - 1).astype(who.dtype)
         new = apart(lambda new: jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), new), new)
+        zero = np.zeros((), who.dtype)[()]
         for lane in range(lanes):
-            values = jax.tree.map(
-                lambda all, one, lane=lane: jax.lax.dynamic_update_slice(
-                    all, one[lane][None, None], (who[lane], row[lane], *jnp.zeros(one.ndim - 1, who.dtype))
-                ),
-                values,
-                new,
-            )
+            member, place = (jax.lax.index_in_dim(numbers, lane, keepdims=False) for numbers in (who, row))
+
+            def put(all, one, lane=lane, member=member, place=place):
+                one = jax.lax.expand_dims(jax.lax.index_in_dim(one, lane), (0,))
+                at = (member, place, *(zero,) * (one.ndim - 2))
+                return jax.lax.dynamic_update_slice(all, one, at, allow_negative_indices=False)
+
+            values = jax.tree.map(put, values, new)
         return values
 
     def settle(loop: Loop, ends: Ends) -> Ends:
         """How members stand. A lane without anything to save has written into its next row, or into its last one."""
         moving, who = loop.moving, loop.who
-        new = _masked(loop.upcoming == times, seen(moving.y, loop.args))
+        new = _masked(loop.upcoming == times, seen(moving.t, moving.y, loop.args))
         finite = jnp.all(jnp.stack([_finite(leaf) for leaf in jax.tree.leaves(moving.y)]), axis=0)
         return Ends(
             values=write(loop.values, who, loop.upcoming, new),
@@ -142,19 +145,21 @@ def lane_flow(
         upcoming = jnp.where(taken, (ts[0] == 0).astype(jnp.int32), loop.upcoming)
         # what is there to save at the start; where nothing starts, what the row holds at the end
         valued = ~jnp.isnan(norm_cap[who]) & (taken | (loop.upcoming == times))
-        values = write(loop.values, who, jnp.where(taken, 0, upcoming), _masked(valued, seen(y, loop.args)))
+        values = write(loop.values, who, jnp.where(taken, 0, upcoming), _masked(valued, seen(moving.t, y, loop.args)))
         return loop._replace(moving=moving, upcoming=upcoming, held=jnp.where(taken, 0, loop.held), values=values)
 
     def step(loop: Loop) -> Loop:
         moving, tried = stepper(loop).attempt(loop.moving, going(loop.moving))
 
         def pending(upcoming):
-            return tried.kept & (upcoming < times) & (ts[jnp.minimum(upcoming, times - 1)] <= moving.t)
+            passed = (ts[jnp.minimum(upcoming, times - 1)] - moving.t) - moving.late <= 0
+            return tried.kept & (upcoming < times) & passed
 
         def save(carry):
             upcoming, values = carry
-            new = stepper(loop).within(tried, ts[jnp.minimum(upcoming, times - 1)])
-            return upcoming + pending(upcoming), write(values, loop.who, upcoming, seen(new, loop.args))
+            now = ts[jnp.minimum(upcoming, times - 1)]
+            new = seen(now, stepper(loop).within(tried, now), loop.args)
+            return upcoming + pending(upcoming), write(values, loop.who, upcoming, new)
 
         upcoming, values = jax.lax.while_loop(lambda carry: jnp.any(pending(carry[0])), save, (loop.upcoming, loop.values))
         return loop._replace(moving=moving, upcoming=upcoming, held=loop.held + 1, values=values)
@@ -175,7 +180,7 @@ def lane_flow(
 
     one = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, (starts, args), (everywhere, has_lanes))
     ends = Ends(
-        values=jax.tree.map(room, jax.eval_shape(floating_look, *one)),
+        values=jax.tree.map(room, jax.eval_shape(floating_look, ts[0], *one)),
         steps=jnp.zeros(members, jnp.int32),
         t_end=jnp.zeros(members, ts.dtype),
         stopped=jnp.zeros(members, bool),

@@ -169,8 +169,8 @@ def _interpolation(solver, where: Float[Array, " lanes"]) -> list[Array]:
 def _used_weights(solver) -> np.ndarray:
     """Which of these weights are not zero throughout."""
     with jax.ensure_compile_time_eval():
-        found = _interpolation(solver, jnp.asarray([0.3, 0.7]))
-        return np.any(np.asarray(jnp.stack(found)) != 0, axis=1)
+        found = jax.jit(lambda where: jnp.stack(_interpolation(solver, where)))(jnp.asarray([0.3, 0.7]))
+        return np.any(np.asarray(found) != 0, axis=1)
 
 
 def _along(row, y, h, *stages):

@@ -48,6 +48,9 @@ def lanes_last(function, args: PyTree, has_lanes: PyTree, lanes: int) -> PyTree:
 
     Same numbers as `jax.vmap` up to the order of sums.
     """
+    if lanes == 1:
+        member = jax.tree.map(lambda leaf, flag: leaf[..., 0] if flag else leaf, args, has_lanes)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[..., None], function(*member))
     leaves, tree = jax.tree.flatten(args)
     flags = jax.tree.leaves(has_lanes)
     members = [

@@ -12,14 +12,23 @@ from dynamics import state as tree
 from dynamics import status, validate
 from dynamics.problems import Problem
 from dynamics.rates import Rates, check_rates
-from dynamics.trajectory import Trajectory, check_norm_cap, check_observe, check_times, ended, good_times
+from dynamics.reduce import Reduction, kept_in_flow, view
+from dynamics.trajectory import (
+    Trajectory,
+    check_norm_cap,
+    check_observe,
+    check_times,
+    ended,
+    good_times,
+    observe_state,
+)
 
 
 class Prepared(NamedTuple):
     """A checked run of one member, every floating number in the dtype of the state.
 
     A bad member, not `valid`, moves nowhere from a harmless start: it costs a few steps and cannot hold up its batch.
-    `begins` is the status of the start.
+    `begins` is the status of the start. With a `reduction`, problem and start are the reduced ones.
     """
 
     problem: Problem
@@ -32,6 +41,7 @@ class Prepared(NamedTuple):
     rtol: float
     atol: float
     solver: diffrax.AbstractSolver
+    reduction: Reduction | None = None
 
 
 def prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap) -> Prepared:
@@ -69,6 +79,25 @@ def velocity(t, y, args):
     """The motion of a state; `args` is (problem, rates)."""
     problem, rates = args
     return problem.pace(problem.force(y), y, rates, t)
+
+
+def look(run: Prepared, observe, t, y):
+    """What is kept of a state at time `t`: the observed values, or the state itself, still reduced if it is."""
+    if run.reduction is None:
+        return observe_state(observe, run.problem, run.problem.complete(y))
+    if observe is None:
+        return y
+    problem, state = view(run.reduction, observe)(y, kept_in_flow(run.reduction.full, run.rates, t))
+    return observe_state(observe, problem, problem.complete(state))
+
+
+def lifted(run: Prepared, states: PyTree) -> PyTree:
+    """States of the full problem for reduced ones at `run.ts`."""
+    reduction = run.reduction
+    if reduction is None:
+        return states
+    kept = kept_in_flow(reduction.full, run.rates, run.ts)
+    return jax.vmap(lambda state, kept: reduction.full.complete(reduction.lift(state, kept)))(states, kept)
 
 
 def ending(valid, *, whole, out_of_steps, runaway) -> Int[Array, ""]:
