@@ -95,14 +95,14 @@ def relative_over_times(found: dict, truth: dict) -> float:
     return worst if np.isfinite(worst) else np.inf
 
 
-OBSERVABLES = ("objective", "loss", "feature_norm", "prototype_norm", "average_margin", "self_duality", "nc1", "nc3")
+OBSERVABLES = ("objective", "loss", "feature_norm", "prototype_norm", "average_margin", "self_duality", "nc2", "nc3")
 
 
 def observed(
     features: np.ndarray, prototypes: np.ndarray, labels: np.ndarray, decay: float, loss: str
 ) -> dict[str, np.ndarray]:
     """The eight observables of states with any leading axes; `loss`: "cross-entropy" or "unhinged"."""
-    classes, samples = prototypes.shape[-2], features.shape[-2]
+    classes = prototypes.shape[-2]
     logits = features @ np.swapaxes(prototypes, -1, -2)
     own = np.take_along_axis(logits, np.broadcast_to(labels[:, None], (*logits.shape[:-1], 1)), axis=-1)[..., 0]
     margins = own - (logits.sum(axis=-1) - own) / (classes - 1)
@@ -115,9 +115,8 @@ def observed(
     belonging = np.eye(classes)[labels]
     means = np.swapaxes(belonging, 0, 1) @ features / belonging.sum(axis=0)[:, None]
     centred = means - features.mean(axis=-2, keepdims=True)
-    within = features - means[..., labels, :]
-    between = np.linalg.pinv(np.swapaxes(centred, -1, -2), rcond=1e-10) / np.sqrt(1 / classes)  # rank C - 1
-    spread = np.sum((within @ np.swapaxes(between, -1, -2)) ** 2, axis=(-1, -2)) / samples
+    gram = centred @ np.swapaxes(centred, -1, -2)
+    simplex = np.broadcast_to(np.eye(classes) - 1 / classes, gram.shape)
     turned = prototypes - prototypes.mean(axis=-2, keepdims=True)
 
     def gap(a, b):
@@ -132,7 +131,7 @@ def observed(
         "prototype_norm": np.sqrt(squares[1]),
         "average_margin": margins.mean(axis=-1),
         "self_duality": gap(features, prototypes[..., labels, :]),
-        "nc1": spread / classes,
+        "nc2": gap(gram, simplex),
         "nc3": gap(turned, centred),
     }
 

@@ -18,8 +18,6 @@ from dynamics.ensemble import Design, Histogram, Moments, Quantiles, Reduction
 from dynamics.ensemble.design import Group
 from dynamics.problems import LayerPeeled, Peeled
 from dynamics.rates import Rates
-from dynamics.segmented import Segmented
-from dynamics.simulate.segmented_flow import segmented_flow
 from dynamics.trajectory import check_times
 
 
@@ -34,7 +32,7 @@ class Sweep(NamedTuple):
     """
 
     design: Design
-    one: Callable | Segmented
+    one: Callable
     key: jax.Array
     cost: Callable | None
     overstep: Callable | None
@@ -64,9 +62,9 @@ def build(config: SweepConfig, by: Literal["simulation", "formula"] | None = Non
     observe = None if states else {name: nouns.OBSERVABLES[name] for name in config.keep.observables}
     cited = members.check(parts, design, by)
     ts = _times(config)
-    segmented = motion.verb == "flow" and by == "simulation"
+    simulated = motion.verb == "flow" and by == "simulation"
     try:
-        one = _flow_in_segments(parts, ts, observe) if segmented else _whole(parts, ts, observe, by)
+        one = _moved(parts, ts, observe, by)
         _trace(one, design, design.groups()[0], parts.key)
     except ConfigError:
         raise
@@ -78,7 +76,7 @@ def build(config: SweepConfig, by: Literal["simulation", "formula"] | None = Non
         design=design,
         one=one,
         key=parts.key,
-        cost=(lambda member, key: _cost(*parts(member, key)[:3], ts[-1])) if segmented else None,
+        cost=(lambda member, key: _cost(*parts(member, key)[:3], ts[-1])) if simulated else None,
         overstep=_overstep(parts, design) if motion.verb == "descent" else None,
         reduce=_reductions(config),
         ts=ts,
@@ -100,17 +98,14 @@ def _times(config: SweepConfig) -> np.ndarray:
     return np.arange(0, steps + 1, every)
 
 
-def _flow_in_segments(parts: Parts, ts: np.ndarray, observe) -> Segmented:
-    motion = parts.config.motion
-    options = {name: getattr(motion, name) for name in ("rtol", "atol", "max_steps", "norm_cap")}
-    return segmented_flow(lambda member, key: parts(member, key)[:3], ts, observe=observe, **options)
-
-
-def _whole(parts: Parts, ts: np.ndarray, observe, by: str) -> Callable:
-    """Of (member, key): a flow by formula, or a descent."""
+def _moved(parts: Parts, ts: np.ndarray, observe, by: str) -> Callable:
+    """The motion of (member, key)."""
     motion, steps = parts.config.motion, parts.config.motion.steps or 0
-    if motion.verb == "flow":
+    if motion.verb == "flow" and by == "formula":
         return lambda member, key: exact.flow(*parts(member, key)[:3], ts, observe=observe)
+    if motion.verb == "flow":
+        options = {name: getattr(motion, name) for name in ("rtol", "atol", "max_steps", "norm_cap")}
+        return lambda member, key: simulate.flow(*parts(member, key)[:3], ts, observe=observe, **options)
     names = ("every", "dt", "momentum", "nesterov", "batch_size", "shuffle")
 
     def one(member, key):
@@ -188,12 +183,7 @@ def _check_keep(config: SweepConfig, design: Design) -> None:
         raise ConfigError(f"keep.states: must be different, got {config.keep.states}")
 
 
-def _trace(one: Callable | Segmented, design: Design, group: Group, key) -> None:
+def _trace(one: Callable, design: Design, group: Group, key) -> None:
     """Let a motion speak of what it cannot do; nothing is computed."""
     row = {name: value[0] for name, value in design.rows(group.numbers[:1]).items()}
-
-    def alone(row, key):
-        member = {**group.static, **row}
-        return one.end(one.begin(member, key)) if isinstance(one, Segmented) else one(member, key)
-
-    jax.eval_shape(alone, row, key)
+    jax.eval_shape(lambda row, key: one({**group.static, **row}, key), row, key)

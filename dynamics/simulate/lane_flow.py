@@ -83,8 +83,12 @@ def lane_flow(
     everywhere = jax.tree.map(lambda _: True, starts)
     enough = max(1, lanes // 4)  # starting members costs about a step: it waits until so many lanes are free
 
+    one = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, (starts, args), (everywhere, has_lanes))
+    kept = jax.eval_shape(lambda *all: jax.tree.map(_floating, look(*all)), ts[0], *one)
+    pack, unpack = _packing(kept)
+
     def floating_look(t, state, args):
-        return jax.tree.map(_floating, look(t, state, args))
+        return pack(jax.tree.map(_floating, look(t, state, args)))
 
     def all_velocities(t, y, mine):
         return lanes_last(velocity, (t, y, mine), (True, everywhere, has_lanes), lanes)
@@ -148,8 +152,15 @@ def lane_flow(
         values = write(loop.values, who, jnp.where(taken, 0, upcoming), _masked(valued, seen(moving.t, y, loop.args)))
         return loop._replace(moving=moving, upcoming=upcoming, held=jnp.where(taken, 0, loop.held), values=values)
 
+    def tries(loop: Loop):
+        return stepper(loop).attempt(loop.moving, going(loop.moving))
+
+    def inside(loop: Loop, tried, upcoming):
+        now = ts[jnp.minimum(upcoming, times - 1)]
+        return seen(now, stepper(loop).within(tried, now), loop.args)
+
     def step(loop: Loop) -> Loop:
-        moving, tried = stepper(loop).attempt(loop.moving, going(loop.moving))
+        moving, tried = apart(tries, loop._replace(values=None))
 
         def pending(upcoming):
             passed = (ts[jnp.minimum(upcoming, times - 1)] - moving.t) - moving.late <= 0
@@ -157,8 +168,7 @@ def lane_flow(
 
         def save(carry):
             upcoming, values = carry
-            now = ts[jnp.minimum(upcoming, times - 1)]
-            new = seen(now, stepper(loop).within(tried, now), loop.args)
+            new = apart(inside, loop._replace(values=None), tried, upcoming)
             return upcoming + pending(upcoming), write(values, loop.who, upcoming, new)
 
         upcoming, values = jax.lax.while_loop(lambda carry: jnp.any(pending(carry[0])), save, (loop.upcoming, loop.values))
@@ -178,9 +188,8 @@ def lane_flow(
     def room(leaf):
         return jnp.full((members, times, *leaf.shape), jnp.nan, leaf.dtype)
 
-    one = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, (starts, args), (everywhere, has_lanes))
     ends = Ends(
-        values=jax.tree.map(room, jax.eval_shape(floating_look, ts[0], *one)),
+        values=jax.tree.map(room, jax.eval_shape(pack, kept)),
         steps=jnp.zeros(members, jnp.int32),
         t_end=jnp.zeros(members, ts.dtype),
         stopped=jnp.zeros(members, bool),
@@ -197,7 +206,26 @@ def lane_flow(
     _, ends = jax.lax.while_loop(
         lambda carry: (carry[0].following < members) | jnp.any(going(carry[0].moving)), round_, (loop, ends)
     )
-    return ends
+    return ends._replace(values=unpack(ends.values))
+
+
+PACKED = 256
+"""Up to so many numbers of a member are kept together, and come apart at the end: every array costs a write a lane."""
+
+
+def _packing(kept: PyTree) -> tuple[Callable, Callable]:
+    """Functions that join what is kept of one member, known by its shapes, and that part it with its leading axes."""
+    leaves, tree = jax.tree.flatten(kept)
+    cuts = np.cumsum([leaf.size for leaf in leaves])
+    if len(leaves) == 1 or cuts[-1] > PACKED or len({leaf.dtype for leaf in leaves}) > 1:
+        return lambda values: values, lambda values: values
+
+    def unpack(values):
+        parts = jnp.split(values, cuts[:-1], axis=-1)
+        parts = [part.reshape(*part.shape[:-1], *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(tree, parts)
+
+    return lambda values: jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(values)]), unpack
 
 
 def _choose(flag, yes, no):

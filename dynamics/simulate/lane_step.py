@@ -179,7 +179,7 @@ def _along(row, y, h, *stages):
 
 
 def _combined(weights, slopes):
-    """The combination of slopes by weights; numbers among these do not change the dtype, and those that are zero are left out."""
+    """The combination of slopes by weights. Numbers among these do not change the dtype; those that are zero are left out."""
     weights = [float(weight) if isinstance(weight, np.floating) else weight for weight in weights]
     pairs = zip(weights, slopes, strict=True)
     terms = [weight * slope for weight, slope in pairs if not (isinstance(weight, float) and weight == 0)]

@@ -21,13 +21,16 @@ from jaxtyping import Array, PyTree
 WRITTEN_OUT = 64
 """Sums of at most so many terms are written out; longer ones are left to XLA."""
 
+STAGE = 20
+"""Terms of one stage of a reduction."""
+
 COSTLY = {"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sin", "cos", "tan", "erf", "pow"}
 """What is worth computing once and keeping rather than again in every operation that uses it."""
 
 ELEMENTWISE = COSTLY | set(
-    "add add_any sub mul div rem max min neg abs sign sqrt rsqrt cbrt square integer_pow floor ceil round eq ne lt le gt ge and or "
-    "not xor is_finite select_n clamp convert_element_type stop_gradient nextafter copy real imag atan2 asin acos atan sinh cosh "
-    "asinh acosh atanh erfc erf_inv lgamma digamma reduce_precision".split()
+    "add add_any sub mul div rem max min neg abs sign sqrt rsqrt cbrt square integer_pow floor ceil round eq ne lt le gt ge "
+    "and or not xor is_finite select_n clamp convert_element_type stop_gradient nextafter copy real imag atan2 asin acos atan "
+    "sinh cosh asinh acosh atanh erfc erf_inv lgamma digamma reduce_precision".split()
 )
 
 REDUCTIONS = {"reduce_sum": operator.add, "reduce_max": jnp.maximum, "reduce_min": jnp.minimum}
@@ -75,14 +78,7 @@ def apart(function, *args):
 
 def row_sum(values: Array) -> Array:
     """The sum over all axes but the last, as a few written-out sums: (..., lanes) to (lanes,)."""
-    values = values.reshape(-1, values.shape[-1])
-    while values.shape[0] > 1:
-        rows = values.shape[0]
-        parts = next((n for n in range(min(rows, 24), 1, -1) if rows % n == 0), rows)
-        if parts > WRITTEN_OUT:  # a large prime
-            return jnp.sum(values, axis=0)
-        values = apart(lambda v: _total(list(v), operator.add), values.reshape(parts, rows // parts, -1))
-    return values[0]
+    return apart(lambda rows: _reduced(rows, (0,), operator.add), values.reshape(-1, values.shape[-1]))
 
 
 class _Memory(NamedTuple):
@@ -190,7 +186,7 @@ def _apply(equation, values, lanes) -> list[Array]:
         bind = functools.partial(equation.primitive.bind, **params)
         return [apart(bind, *values) if name in COSTLY and shape else bind(*values)]
     (value, flag), *others = values
-    if name in REDUCTIONS and math.prod(value.shape[a] for a in params["axes"]) <= WRITTEN_OUT:
+    if name in REDUCTIONS:
         return [_reduced(value, params["axes"], REDUCTIONS[name])]
     if name == "broadcast_in_dim" and not others:
         return [jax.lax.broadcast_in_dim(value, (*shape, lanes), (*params["broadcast_dimensions"], len(shape)))]
@@ -241,10 +237,18 @@ def _product(equation, flags, orders, *operands) -> Array:
 
 
 def _reduced(value, axes, combine) -> Array:
-    """A reduction over axes written out."""
+    """A reduction over axes, written out; a long one in stages."""
     rest = [axis for axis in range(value.ndim) if axis not in axes]
     value = jnp.transpose(value, (*axes, *rest))
     value = value.reshape(-1, *value.shape[len(axes) :])
+
+    def stage(value):
+        count, left = divmod(value.shape[0], STAGE)
+        total = _total([value[n * count : (n + 1) * count] for n in range(STAGE)], combine)
+        return jnp.concatenate([total, value[STAGE * count :]]) if left else total
+
+    while value.shape[0] > STAGE:
+        value = apart(stage, value)
     return _total(list(value), combine)
 
 
