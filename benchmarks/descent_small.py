@@ -9,8 +9,7 @@ from benchmarks import members as of
 from benchmarks import reference
 from benchmarks.peers import blas_threads, descents, missing, version
 from benchmarks.race import Contest, Racer, Skipped
-from dynamics.ensemble import Ensemble
-from dynamics.ensemble.store import MemoryStore
+from dynamics.ensemble import Dealt
 
 TIMED = 20
 """Steps that loops are timed over."""
@@ -73,7 +72,7 @@ def _build(quick: bool, members: int | None, dtype, limit: float) -> Contest:
             for name, (run, library, threads) in loops.items()
         ),
         Racer("dynamics.descent", lambda: mine(starts, on_device), error_of_states, version("jax")),
-        _ensemble(one, starts, on_device, error_of_states),
+        _dealt(one, starts, on_device, error_of_states),
     ]  # fmt: skip
     settings = {
         "members": count,
@@ -85,18 +84,8 @@ def _build(quick: bool, members: int | None, dtype, limit: float) -> Contest:
     return Contest(racers, limit, ERROR_IS, settings, skipped)
 
 
-def _ensemble(one, starts, rates, error) -> Racer:
-    """`dynamics.ensemble` on all devices."""
-    devices, count = jax.local_devices(), starts.features.shape[0]
-    chunk = max(8, -(-count // len(devices) // 8) * 8)
-    many = Ensemble(
-        lambda member: one(member["start"], member["rate"]), {"start": starts, "rate": rates}, chunk=chunk, lanes=chunk
-    )
-
-    def run():
-        store = MemoryStore()
-        many.execute(store, progress=False)
-        return dyn.Peeled(*(many.array(store, f"values.{part}") for part in ("features", "prototypes", "biases")))
-
-    threads = f"{len(devices)} device" + ("s" if len(devices) > 1 else "")
-    return Racer("dynamics.ensemble", run, error, version("jax"), threads, note=f"chunks of {chunk}, results on the host")
+def _dealt(one, starts, rates, error) -> Racer:
+    """The same on all devices at once."""
+    many = Dealt(lambda member: one(member["start"], member["rate"]), {"start": starts, "rate": rates})
+    threads = f"{len(many.index)} device" + ("s" if len(many.index) > 1 else "")
+    return Racer("dynamics.ensemble.Dealt", many, lambda values: error(many.gathered(values)), version("jax"), threads)

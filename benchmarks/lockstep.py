@@ -10,6 +10,7 @@ from benchmarks.peers import diffrax_flows
 from benchmarks.race import Counts
 from dynamics.ensemble import Ensemble
 from dynamics.ensemble.store import MemoryStore
+from dynamics.simulate.flow import steps_in_lanes
 
 
 def build(quick: bool = False, members: int | None = None) -> Counts:
@@ -21,12 +22,8 @@ def build(quick: bool = False, members: int | None = None) -> Counts:
     steps = np.asarray(steps)
     values = {"diffrax, vmap": count * float(steps.max()) / float(steps.sum())}
 
-    def one(start):
-        return dyn.flow(problem, start, dyn.Rates.equal(1.0), ts, rtol=1e-6, atol=1e-6).stats
-
-    stats = jax.device_get(jax.jit(jax.vmap(one))(starts))
-    if "lane_steps" in stats:
-        values["dynamics.flow"] = float(stats["lane_steps"].sum()) / float(stats["steps"].sum())
+    done, held = jax.jit(lambda starts: steps_in_lanes(problem, starts, dyn.Rates.equal(1.0), ts, rtol=1e-6, atol=1e-6))(starts)
+    values["dynamics.flow"] = float(held.sum()) / float(done.sum())
     motion = dyn.segmented_flow(lambda start: (problem, start, dyn.Rates.equal(1.0)), ts, rtol=1e-6, atol=1e-6)
     refilled = Ensemble(motion, starts, chunk=count, lanes=16, keep=None, cost=problem.stiffness)
     store = MemoryStore()

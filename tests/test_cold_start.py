@@ -218,7 +218,7 @@ def test_new_numbers_are_neither_traced_nor_compiled_anew(verb, requests):
 
 def test_chunks_are_neither_traced_nor_compiled_one_by_one(requests):
     counts = []
-    for members in (16, 80):
+    for members in (16, 48, 80):  # the first also compiles what every run has in common
         one, traces = counted(moves("exact.flow"))
         asked = requests[REQUEST]
         dyn.ensemble.run(
@@ -230,7 +230,7 @@ def test_chunks_are_neither_traced_nor_compiled_one_by_one(requests):
             devices=jax.local_devices()[:1],
         )
         counts.append((len(traces), requests[REQUEST] - asked))
-    assert counts[0] == counts[1]
+    assert counts[1] == counts[2]
 
 
 @pytest.mark.parametrize("verb", ["flow", "descent", "exact.flow"])

@@ -11,7 +11,6 @@ from dynamics.cli import config, sweep
 from dynamics.cli.config import ConfigError
 from dynamics.cli.template import template
 from dynamics.ensemble import Histogram, Moments, Quantiles
-from dynamics.segmented import Segmented
 from tests.helpers import compiled
 
 pytest.importorskip("pydantic")
@@ -67,11 +66,7 @@ def moved(found: sweep.Sweep, *numbers: int) -> list[dyn.Trajectory]:
 
     @compiled
     def run(row, key):
-        one, whole = found.one, {**static, **row}
-        if not isinstance(one, Segmented):
-            return one(whole, key)
-        moving = jax.lax.while_loop(lambda carry: ~one.done(carry), one.advance, one.begin(whole, key))
-        return one.end(moving)
+        return found.one({**static, **row}, key)
 
     rows = [{name: value for name, value in member.items() if name not in static} for member in members]
     return [run(row, jax.random.fold_in(found.key, number)) for row, number in zip(rows, numbers, strict=True)]
@@ -111,12 +106,11 @@ def test_members_by_formula_are_the_runs_that_their_numbers_say():
 def test_members_by_simulation_are_the_runs_that_their_numbers_say(monkeypatch):
     """The flow against the closed form; what it is asked for beside its members stands in the file."""
     asked = {}
-    whole = sweep.segmented_flow
-    monkeypatch.setattr(sweep, "segmented_flow", lambda *given, **options: asked.update(options) or whole(*given, **options))
+    whole = sweep.simulate.flow
+    monkeypatch.setattr(sweep.simulate, "flow", lambda *given, **options: asked.update(options) or whole(*given, **options))
     options = {"rtol": 1e-9, "atol": 1e-10, "max_steps": 500, "norm_cap": 1e3}
     found = built("motion.by=simulation", *(f"motion.{name}={value}" for name, value in options.items()))
-    assert asked.items() >= options.items()
-    assert isinstance(found.one, Segmented) and found.cost is not None
+    assert asked.items() >= options.items() and found.cost is not None
     (got,) = moved(found, 4)
     equal(got, by_formula(0.4, 1), rtol=1e-7)
     assert int(got.status) == dyn.status.OK
@@ -297,4 +291,4 @@ def test_float64_needs_64_bit_numbers():
 
 def test_the_template_builds():
     found = sweep.build(config.loads(template("demo")))
-    assert found.design.size == 600 and isinstance(found.one, Segmented)
+    assert found.design.size == 600 and found.cost is not None

@@ -2,6 +2,7 @@
 
 from dynamics.ensemble.batch import Result as Result
 from dynamics.ensemble.batch import run as run
+from dynamics.ensemble.dealt import Dealt as Dealt
 from dynamics.ensemble.design import Axis as Axis
 from dynamics.ensemble.design import Design as Design
 from dynamics.ensemble.engine import Ensemble as Ensemble

@@ -36,7 +36,7 @@ class Report(NamedTuple):
     - `members`, `failed`: how many were run, and how many of them ended other than ok.
     - `chunk`, `lanes`: members a chunk, and how many of them moved side by side.
     - `seconds`: of all chunks, also those that were there already, as if one after the other; `compile_seconds`: of this call.
-    - `useful`: steps that moved a member over all lane-steps that were executed; NaN where steps are not known.
+    - `useful`: of a `Segmented`, steps that moved a member over all lane-steps that were executed; of a plain function NaN.
     - `bytes`: the forecast of the memory that all devices' chunks take together.
     """
 

@@ -78,7 +78,7 @@ class Program:
             outcome = jax.vmap(alone)(given)
         else:
             outcome = jax.lax.map(alone, given, batch_size=self.lanes)
-        return outcome._replace(work=_lockstep(outcome.stats.get("steps"), self.lanes))
+        return outcome._replace(work=jnp.asarray(-1, jnp.int32))
 
     def compile(self, rows: PyTree, key, devices: list[Device]) -> "jax.stages.Compiled":
         """The program for chunks like these rows: on one device, or sharded over several."""
@@ -104,10 +104,10 @@ class Program:
 
         numbers = np.zeros(self.chunk, np.int32)
         shapes = jax.tree.map(like(split), (_sized(rows, self.chunk), numbers)), jax.tree.map(like(whole), (key, np.int32(0)))
-        return jax.jit(run, compiler_options=_options(devices[0])).lower(*shapes[0], *shapes[1]).compile()
+        return jax.jit(run, compiler_options=compiler_options(devices[0])).lower(*shapes[0], *shapes[1]).compile()
 
 
-def _options(device: Device) -> dict[str, int] | None:
+def compiler_options(device: Device) -> dict[str, int] | None:
     """On a CPU the widest vectors there are: XLA prefers 256 bits, which costs motions in lanes a quarter of their speed."""
     return {"xla_cpu_prefer_vector_width": 512} if device.platform == "cpu" else None
 
@@ -135,18 +135,6 @@ def _sized(rows: PyTree, size: int) -> PyTree:
 def _as_jax(dtype):
     """The dtype JAX holds it in under the present settings; that of random keys as it is."""
     return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(dtype)
-
-
-def _lockstep(steps, lanes: int):
-    """Lane-steps of loops that run until the slowest of `lanes` neighbours ends; -1 where steps are not known."""
-    if steps is None:
-        return jnp.asarray(-1, jnp.int32)
-    full = steps.shape[0] // lanes * lanes
-    slowest = jnp.max(steps[:full].reshape(-1, lanes), axis=1) if full else jnp.zeros(0, steps.dtype)
-    work = lanes * jnp.sum(slowest.astype(jnp.float32))
-    if full < steps.shape[0]:
-        work += (steps.shape[0] - full) * jnp.max(steps[full:]).astype(jnp.float32)
-    return work
 
 
 def _ended(returned: PyTree):

@@ -20,7 +20,7 @@ from dynamics.simulate.general_descent import Descending, general_descent
 from dynamics.simulate.lane_descent import lane_descent, members_of
 from dynamics.simulate.lanes_last import WRITTEN_OUT
 from dynamics.simulate.minibatch import minibatches
-from dynamics.simulate.paths import batched_by
+from dynamics.simulate.paths import Closed, batched_by
 from dynamics.simulate.prepared import Run, as_trajectory
 from dynamics.trajectory import Trajectory, check_norm_cap, check_observe, check_steps, observe_state
 
@@ -131,9 +131,9 @@ def descent(
         # traced numbers that these functions close over become arguments, to be batched and differentiated by
         zero = jnp.zeros((), jnp.int32)
         return Descending(
-            look=eqx.filter_closure_convert(look, zero, start),
-            rates=eqx.filter_closure_convert(rates_at, zero),
-            step=eqx.filter_closure_convert(step, zero, rates_at(zero), start, memory),
+            look=Closed(look, zero, start),
+            rates=Closed(rates_at, zero),
+            step=Closed(step, zero, rates_at(zero), start, memory),
             start=start,
             memory=memory,
             valid=valid,

@@ -164,6 +164,24 @@ def ends_in_lanes(run: Prepared, has_axis: Prepared, observe, max_steps: int, la
     )
 
 
+def steps_in_lanes(problem: Problem, states: PyTree, rates: Rates, ts, *, max_steps: int = 100_000, **options):
+    """The steps of flows from many starts, and those for which a lane was a member's; their sums tell how long lanes wait.
+
+    `states` have a leading axis; `options` are `rtol`, `atol` and `solver` of `dynamics.flow`. Both results are (members,).
+    """
+    asked = {"observe": {}, "rtol": None, "atol": None, "solver": None, "norm_cap": None} | options
+
+    def of(state) -> Prepared:
+        return prepare(problem, state, rates, ts, **asked)
+
+    runs = jax.vmap(lambda state: eqx.filter(of(state), eqx.is_array))(states)
+    one = of(jax.tree.map(lambda leaf: leaf[0], states))
+    run = eqx.combine(runs._replace(ts=one.ts), eqx.filter(one, eqx.is_array, inverse=True))
+    flags = jax.tree.map(lambda _: True, eqx.filter(run, eqx.is_array))._replace(ts=False)
+    ends = ends_in_lanes(run, flags, {"": lambda problem, state: jnp.zeros(())}, max_steps)
+    return ends.steps, ends.held
+
+
 def _everywhere(arrays: Prepared, has_axis: Prepared, name: str) -> PyTree:
     """A part of a run with a leading axis (members,) on every leaf."""
     leaves, flags = jax.tree.leaves(arrays), jax.tree.leaves(has_axis)

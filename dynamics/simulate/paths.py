@@ -1,11 +1,15 @@
 """One function of a member with two ways to compute it: a fast one for many members, and a general one that differentiates."""
 
 from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
+from jaxtyping import Array
 
 
 def batched_by(batch: Callable) -> Callable:
@@ -79,6 +83,23 @@ def differentiated_by(general: Callable, fast: Callable) -> Callable:
 
     function.defvjp(lambda *args: jax.vjp(general, *args), lambda pullback, cotangents: pullback(cotangents))
     return function
+
+
+class Closed(eqx.Module):
+    """A function as what it computes; the arrays it closed over are leaves, batched and differentiated like any."""
+
+    arrays: list[Array]
+    jaxpr: Any = eqx.field(static=True)
+    tree: Any = eqx.field(static=True)
+
+    def __init__(self, function: Callable, *args):
+        """Of arguments like `args`."""
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        self.arrays, self.jaxpr, self.tree = list(closed.consts), closed.jaxpr, jax.tree.structure(shapes)
+
+    def __call__(self, *args):
+        outs = jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, self.arrays))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(self.tree, [jnp.asarray(out) for out in outs])
 
 
 def _pusher(batch, tree, smooth, has_axis, directions):
