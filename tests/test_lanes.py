@@ -303,6 +303,20 @@ def test_single_precision_keeps_its_clock():
 # ------------------------------------------------------------------------------------------------------ transformations
 
 
+def test_derivatives_forward_and_reverse():
+    problem = dyn.LayerPeeled.balanced(2, 1, loss=dyn.losses.SquaredError(), decay=dyn.Decay(0.05, 0.05))
+    many, ts = starts(problem, 2, 3), np.array([0.5, 2.0])
+
+    def size(start, rate, method):
+        moved = dyn.flow(problem, start, dyn.Rates.equal(rate), ts, rtol=1e-9, atol=1e-9, solver=diffrax.Tsit5(), method=method)
+        return jnp.sum(moved.states.features[-1] ** 2)
+
+    reverse = jax.jit(jax.vmap(jax.grad(lambda s, r: size(s, r, "auto"), 1), (0, None)))(many, 1.0)
+    forward = jax.jit(jax.vmap(jax.jacfwd(lambda s, r: size(s, r, "forward"), 1), (0, None)))(many, 1.0)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_batches_of_batches_derivatives_and_forward_mode():
     problem = dyn.LayerPeeled.balanced(3, 1, loss=dyn.losses.CrossEntropy(), decay=dyn.Decay(0.05, 0.05))
     many, ts = starts(problem, 2, 4), np.array([0.5, 2.0])

@@ -107,20 +107,26 @@ def lane_flow(
     def going(moving: Moving):
         return ((ts[-1] - moving.t) - moving.late > 0) & ~moving.stopped & (moving.steps < max_steps)
 
-    def write(values, who, upcoming, new):
-        """`new` of every lane into the row its member saves next."""
+    def write(values, who, upcoming, new, often: bool = False):
+        """`new` of every lane into the row its member saves next; what is done `often` lane by lane without a loop."""
         row = jnp.minimum(upcoming, times - 1).astype(who.dtype)
         new = apart(lambda new: jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), new), new)
         zero = np.zeros((), who.dtype)[()]
+
+        def put(lane, values):
+            member, place = (jax.lax.dynamic_index_in_dim(numbers, lane, keepdims=False) for numbers in (who, row))
+
+            def one(all, part):
+                part = jax.lax.expand_dims(jax.lax.dynamic_slice_in_dim(part, lane, 1), (0,))
+                at = (member, place, *(zero,) * (part.ndim - 2))
+                return jax.lax.dynamic_update_slice(all, part, at, allow_negative_indices=False)
+
+            return jax.tree.map(one, values, new)
+
+        if not often:
+            return jax.lax.fori_loop(0, lanes, put, values)
         for lane in range(lanes):
-            member, place = (jax.lax.index_in_dim(numbers, lane, keepdims=False) for numbers in (who, row))
-
-            def put(all, one, lane=lane, member=member, place=place):
-                one = jax.lax.expand_dims(jax.lax.index_in_dim(one, lane), (0,))
-                at = (member, place, *(zero,) * (one.ndim - 2))
-                return jax.lax.dynamic_update_slice(all, one, at, allow_negative_indices=False)
-
-            values = jax.tree.map(put, values, new)
+            values = put(lane, values)
         return values
 
     def settle(loop: Loop, ends: Ends) -> Ends:
@@ -169,7 +175,7 @@ def lane_flow(
         def save(carry):
             upcoming, values = carry
             new = apart(inside, loop._replace(values=None), tried, upcoming)
-            return upcoming + pending(upcoming), write(values, loop.who, upcoming, new)
+            return upcoming + pending(upcoming), write(values, loop.who, upcoming, new, often=True)
 
         upcoming, values = jax.lax.while_loop(lambda carry: jnp.any(pending(carry[0])), save, (loop.upcoming, loop.values))
         return loop._replace(moving=moving, upcoming=upcoming, held=loop.held + 1, values=values)
