@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from dynamics import validate
-from dynamics.problems import Problem
+from dynamics.problems import LayerPeeled, Problem
 from dynamics.rates import Rates
 from dynamics.reduce import choose
 from dynamics.simulate.general_flow import general_flow
@@ -89,7 +89,9 @@ def flow(
         """The motion of the reduced problem where there is one. Derivatives go the general way: a basis has none everywhere."""
         run = eqx.combine(arrays, static)
         alike = norm_cap is None and not run.rates.rescaled
-        reduction = choose(run.problem, run.start, observe=observe, alike=alike, saves=run.ts.shape[0])
+        reduction = None
+        if isinstance(run.problem, LayerPeeled):
+            reduction = choose(run.problem, run.start, observe=observe, alike=alike, saves=run.ts.shape[0])
         if reduction is None:
             return in_lanes(run, observe, max_steps)
         run = run._replace(problem=reduction.problem, start=reduction.state, reduction=reduction)
