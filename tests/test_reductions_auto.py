@@ -309,6 +309,16 @@ def test_float32():
     assert relative(moved, truth) <= 3e-6
 
 
+def test_basis_of_rows_that_repeat():
+    """Collapsed features: rounding of one row must not take a part of another with it."""
+    starts = [(draw(10, 512, seed=2 * k), draw(10, 512, seed=2 * k + 1)) for k in range(40)]
+    rows = np.stack([np.concatenate([np.repeat(0.03 * means, 10, axis=0), 0.1 * prototypes]) for means, prototypes in starts])
+    basis = np.asarray(jax.jit(jax.vmap(orthonormal))(rows))
+    held = np.einsum("bik,bkd->bid", np.einsum("bid,bkd->bik", rows, basis), basis)
+    np.testing.assert_allclose(held, rows, atol=1e-15)
+    np.testing.assert_array_equal(np.round(np.sum(basis**2, axis=(1, 2)), 12), 20.0)
+
+
 def test_basis_of_rows_near_and_far():
     """Orthonormal or zero, and every row held to its own rounding, where directions differ by little or sizes by much."""
     rows = draw(40, 41)

@@ -31,14 +31,16 @@ def orthonormal(rows: Float[Array, "count dim"]) -> Float[Array, "count dim"]:
 
     def some(i, basis):
         x = jax.lax.dynamic_slice_in_dim(rows, i * block, block)
-        for least in (0.0, 0.5):  # of a row of unit length, rounding alone loses more than half
+        # a direction made of rounding must not stay for a moment: later rows would lose their part along it
+        rounding = 50 * jnp.finfo(x.dtype).eps * jnp.linalg.norm(x, axis=1)
+        for least in (rounding, jnp.full_like(rounding, 0.5)):
             x = _within(x - product(product(x, basis.T), basis), least)
         return jax.lax.dynamic_update_slice_in_dim(basis, x, i * block, 0)
 
     return jax.lax.fori_loop(0, blocks, some, jnp.zeros_like(rows))[:count]
 
 
-def _within(x: Float[Array, "block dim"], least: float) -> Float[Array, "block dim"]:
+def _within(x: Float[Array, "block dim"], least: Float[Array, " block"]) -> Float[Array, "block dim"]:
     """The rows of one block made orthonormal; zero where no more than `least` of a row is left."""
 
     def one(k, basis):
@@ -47,7 +49,7 @@ def _within(x: Float[Array, "block dim"], least: float) -> Float[Array, "block d
             row = row - product(product(basis, row), basis)
         length = jnp.linalg.norm(row)
         # not (length <= least), so that NaN stays NaN
-        return basis.at[k].set(jnp.where(length <= least, 0.0, _over(row, length)))
+        return basis.at[k].set(jnp.where(length <= least[k], 0.0, _over(row, length)))
 
     return jax.lax.fori_loop(0, x.shape[0], one, jnp.zeros_like(x))
 
