@@ -332,6 +332,7 @@ lanes = 8
 """
 
 
+@pytest.mark.slow
 def test_compile_leaves_nothing_for_the_run_to_compile(tmp_path, monkeypatch, own_settings, requests, capsys):
     pytest.importorskip("pydantic")
     monkeypatch.chdir(tmp_path)

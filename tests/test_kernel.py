@@ -149,7 +149,11 @@ def vmapped(verb, case: Case, *args, **options):
     return compiled(jax.vmap(lambda start: verb(problem, start, rates, *args, **options)))
 
 
-SLOW = ("unhinged, uneven, biases", "cross-entropy, two classes, no decay, dim 1, scheduled")
+SLOW = (
+    "unhinged, uneven, biases",
+    "cross-entropy, two classes, no decay, dim 1, scheduled",
+    "linear by label, anchored, scheduled",
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES])
@@ -174,7 +178,7 @@ DESCENTS = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES])
 def test_descent_is_the_loop(name):
     case, options = CASES[name], DESCENTS[name]
     starts = case.starts()

@@ -287,6 +287,7 @@ def test_rates_that_jump_each_at_a_time_of_its_own():
         np.testing.assert_allclose(flat(found.states, i), truth, atol=3e-8)
 
 
+@pytest.mark.slow
 def test_single_precision_keeps_its_clock():
     """Steps far shorter than the resolution of the time in float32 still add up."""
     problem = dyn.LayerPeeled.balanced(2, 1, loss=dyn.losses.SquaredError(), decay=dyn.Decay(0.05, 0.05))

@@ -199,6 +199,7 @@ def test_status_names_the_missing_chunks(unbroken, capsys):
     assert code == 3 and "missing: 4" in text and "dynamics resume" in text
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_joined_through_jax_distributed(place, unbroken):
     with socket.socket() as free:
