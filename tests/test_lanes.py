@@ -310,6 +310,7 @@ def test_single_precision_keeps_its_clock():
 # ------------------------------------------------------------------------------------------------------ transformations
 
 
+@pytest.mark.slow
 def test_derivatives_forward_and_reverse():
     problem = dyn.LayerPeeled.balanced(2, 1, loss=dyn.losses.SquaredError(), decay=dyn.Decay(0.05, 0.05))
     many, ts = starts(problem, 2, 3), np.array([0.5, 2.0])

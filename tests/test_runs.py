@@ -148,6 +148,7 @@ def test_killed_fifty_times(place):
     same_files(place / "torn", place / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_interrupted(place, unbroken):
     for number, name in ((signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")):
@@ -176,6 +177,7 @@ def test_two_processes_of_two_devices(place, unbroken):
     same_files(same_files_but_parts, unbroken)  # the result too: no device count is in it
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_process_that_died_is_named_and_made_up_for(place, unbroken):
     slurm = {"SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_MIN": "7", "SLURM_ARRAY_TASK_COUNT": "2"}
@@ -358,6 +360,7 @@ def test_the_result_is_labelled(unbroken):
         assert data.time.attrs["units"] and data.status.attrs["flag_meanings"]
 
 
+@pytest.mark.slow
 def test_new_writes_a_file_that_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(capsys, "new", "first")[0] == 0
