@@ -85,28 +85,28 @@ def _choices(result: dict[str, Any]) -> str:
 
     rows = [
         ("the loss is linear in the logits", "`exact.flow`, `exact.descent`",
-         times("UNHINGED-PAPER", "lax.scan, class means", "dynamics.exact.descent") + " faster than a scan of class means"),
+         times("UNHINGED-PAPER", "lax.scan, class means", "dynamics.exact.descent") + " as fast as a scan of class means"),
         ("only some numbers of a state are wanted", "`observe={...}`",
          between(("UNHINGED-PAPER", "dynamics.exact.descent"), ("UNHINGED-OBS", "dynamics.exact.descent"))
-         + " faster by formula; simulated " + between(("FLOW-S", "dynamics.flow"), ("FLOW-S-OBS", "dynamics.flow"))),
+         + " as fast by formula; simulated " + between(("FLOW-S", "dynamics.flow"), ("FLOW-S-OBS", "dynamics.flow"))),
         ("members differ in stiffness", "`jax.vmap` of `flow`",
-         times("FLOW-S-SPREAD", "diffrax, vmap", "dynamics.flow") + " faster than lockstep"),
+         times("FLOW-S-SPREAD", "diffrax, vmap", "dynamics.flow") + " as fast as lockstep"),
         ("there is more than one CPU device", "`ensemble.Dealt`, `ensemble.run`",
-         times("FLOW-S-SPREAD", "dynamics.flow", "dynamics.ensemble.Dealt") + " faster than one device"),
+         times("FLOW-S-SPREAD", "dynamics.flow", "dynamics.ensemble.Dealt") + " as fast as one device"),
         ("dim > samples + classes, states may stay reduced", "`reduce.span`, `lift` on demand",
-         times("FLOW-L", "dynamics.flow, all states", "dynamics.flow of the span") + " faster than with all states lifted"),
+         times("FLOW-L", "dynamics.flow, all states", "dynamics.flow of the span") + " as fast as with all states lifted"),
         ("single precision is enough", "float32 states",
-         between(("GD-S-F64", "dynamics.descent"), ("GD-S-F32", "dynamics.descent")) + " faster in GD-S"),
+         between(("GD-S-F64", "dynamics.descent"), ("GD-S-F32", "dynamics.descent")) + " as fast in GD-S"),
         ("a tolerance below 1e-8 is wanted, many saved times", "`solver=diffrax.Tsit5()`",
-         times("FLOW-S-TIGHT", "dynamics.flow, Dopri8 (by itself)", "dynamics.flow, Tsit5") + " faster than the usual Dopri8"),
+         times("FLOW-S-TIGHT", "dynamics.flow, Dopri8 (by itself)", "dynamics.flow, Tsit5") + " as fast as the usual Dopri8"),
         ("gradients in a few parameters", "`jax.jacfwd` with `method=\"forward\"`",
-         times("GRAD-S-CE", "diffrax, BacksolveAdjoint", "dynamics.flow, jacfwd") + " faster than solving backwards"),
+         times("GRAD-S-CE", "diffrax, BacksolveAdjoint", "dynamics.flow, jacfwd") + " as fast as solving backwards"),
         ("gradients, loss linear in the logits", "`jax.grad` of `exact.flow`",
-         times("GRAD-S-UNHINGED", "diffrax, BacksolveAdjoint", "dynamics.exact.flow, grad") + " faster"),
+         times("GRAD-S-UNHINGED", "diffrax, BacksolveAdjoint", "dynamics.exact.flow, grad") + " as fast"),
         ("many schedules of one start", "`jax.vmap` of `exact.descent` over `Rates`",
-         times("SCHEDULES", "lax.scan of 2x2 products", "dynamics.exact.descent") + " faster than products of 2x2 matrices"),
+         times("SCHEDULES", "lax.scan of 2x2 products", "dynamics.exact.descent") + " as fast as products of 2x2 matrices"),
         ("the first result counts", "`enable_compile_cache()`, or a saved program",
-         times("COLD", "diffrax_vmap", "dynamics cached") + " sooner; a saved program "
+         times("COLD", "diffrax_vmap", "dynamics cached") + " as soon; a saved program "
          + times("COLD", "diffrax_vmap", "dynamics saved")),
     ]  # fmt: skip
     table = ["| where | take | measured here |", "| --- | --- | --- |", *("| " + " | ".join(row) + " |" for row in rows)]
@@ -220,7 +220,8 @@ seconds of the base over those of the racer. Compilation is left out and stated 
 the library takes the loosest tolerance at which its measured error is no larger than what the gate allows, mostly the error of
 the base. Truth is SciPy's DOP853 at 1e-12 or a NumPy loop, never the library. Loops that would take too long are timed over a
 part and extrapolated; the table at the end says so. A peer that is not installed is skipped, and is never a win. Repeats on a
-shared machine spread by a quarter: below 1.3 times is noise.
+shared machine spread by a quarter: below 1.3 times is noise. Other work of low priority ran beside FLOW-S-SPREAD, FLOW-S-OBS,
+GD-S and SCHEDULES in this result.
 """
 
 RATIOS = """
