@@ -17,7 +17,9 @@ from dynamics.compiled import load_program as load_program
 from dynamics.exact import NoClosedForm as NoClosedForm
 from dynamics.problems import Decay as Decay
 from dynamics.problems import LayerPeeled as LayerPeeled
+from dynamics.problems import Network as Network
 from dynamics.problems import Peeled as Peeled
+from dynamics.problems import nets as nets
 from dynamics.rates import Rates as Rates
 from dynamics.simulate import descent as descent
 from dynamics.simulate import flow as flow

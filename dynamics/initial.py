@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dynamics import validate
-from dynamics.problems import LayerPeeled, Peeled
+from dynamics.problems import LayerPeeled, Network, Peeled
 
 
 def gaussian(problem: LayerPeeled, *, dim: int, key, scale=1.0, dtype=None) -> Peeled:
@@ -111,3 +111,18 @@ def collapsed(problem: LayerPeeled, means: Float[Array, "classes dim"]) -> Float
     validate.shape("means", means, (problem.num_classes, "dim"), "(classes, dim)")
     validate.finite("means", means)
     return means[jnp.asarray(problem.labels)]
+
+
+def weights(problem: Network, *, key, scale=1.0, dtype=None) -> PyTree:
+    """Random weights of a network, as its `init` draws them.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `scale`: a factor on all weights.
+    - `dtype`: a floating dtype; None is that of the inputs.
+    """
+    validate.nonnegative("scale", scale)
+    dtype = validate.floating_dtype("dtype", problem.inputs.dtype if dtype is None else dtype)
+    drawn = problem.net.init(key, problem.inputs.shape[1:])
+    return jax.tree.map(lambda leaf: (scale * leaf).astype(dtype), drawn)
