@@ -9,6 +9,7 @@ from benchmarks import members as of
 from benchmarks import reference
 from benchmarks.peers import version
 from benchmarks.race import Contest, Racer
+from dynamics.ensemble import Dealt
 
 CLASSES, EACH, DIM = 4, 5, 16
 SAMPLES, GAMMA = CLASSES * EACH, 1 / (CLASSES - 1)
@@ -40,12 +41,11 @@ def build(quick: bool = False, members: int | None = None) -> Contest:
     given = jnp.asarray(numbers)
     observe = {name: getattr(dyn.observables, name) for name in ("feature_norm", "prototype_norm")}
 
-    @jax.jit
-    @jax.vmap
-    def formula(numbers):
+    def one(numbers):
         pair = [dyn.schedules.Warmup(one[1], dyn.schedules.Cosine(one[0], one[2])) for one in numbers]
         return dyn.exact.descent(problem, start, dyn.Rates(*pair), steps, every=every, observe=observe).observed
 
+    formula, many = jax.jit(jax.vmap(one)), Dealt(one, given)
     peer = _products(start, steps, every)
     rows = of.checked(count)
     truth = _plain(start, numbers[np.asarray(rows)], steps, every)
@@ -59,6 +59,13 @@ def build(quick: bool = False, members: int | None = None) -> Contest:
     racers = [
         Racer("lax.scan of 2x2 products", lambda: peer(given), error, version("jax")),
         Racer("dynamics.exact.descent", lambda: formula(given), error_of_product, version("jax")),
+        Racer(
+            "dynamics.ensemble.Dealt",
+            many,
+            lambda found: error_of_product(many.gathered(found)),
+            version("jax"),
+            f"{len(many.index)} device" + ("s" if len(many.index) > 1 else ""),
+        ),
     ]
     meaning = "largest error over checked schedules and iterates, relative to the norm's largest size, against a NumPy loop"
     settings = {"schedules": count, "checked": len(rows), "steps": steps, "outputs": outputs}

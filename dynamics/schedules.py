@@ -12,6 +12,8 @@ A new schedule is one class here, its row in the tests' table, and nothing else.
 """
 
 import abc
+import functools
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -87,8 +89,7 @@ class Cosine(Schedule):
         validate.nonnegative("floor of Cosine", self.floor)
 
     def __call__(self, t):
-        phase = jnp.pi * jnp.minimum(t / self.horizon, 1.0)
-        return self.floor + (self.value - self.floor) * 0.5 * (1 + jnp.cos(phase))
+        return self.floor + (self.value - self.floor) * _annealed(jnp.minimum(t / self.horizon, 1.0))
 
     def integral(self, t):
         u = jnp.minimum(t / self.horizon, 1.0)
@@ -104,6 +105,21 @@ class Cosine(Schedule):
 
     def valid(self):
         return super().valid() & (jnp.asarray(self.horizon) > 0)
+
+
+SINE = tuple((-1) ** k * (math.pi / 2) ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(12))
+"""The power series of sin(pi x / 2): on [0, 1] what is left out is below 1e-20."""
+
+
+def _annealed(u):
+    r"""$(1 + \cos(\pi u))/2 = \sin^2(\pi (1 - u)/2)$ for u in [0, 1], to rounding also near 1.
+
+    By the power series: on a CPU, XLA takes every cosine by itself from the C library, ten times as slowly.
+    """
+    x = 1 - u
+    square = x * x
+    sine = functools.reduce(lambda total, term: total * square + term, reversed(SINE[:-1]), SINE[-1])
+    return (x * sine) ** 2
 
 
 class Exponential(Schedule):

@@ -18,7 +18,7 @@ from dynamics.rates import Rates
 
 Blocks = Float[Array, "blocks *dim"]
 
-ALONE, TOGETHER = 512, 8  # stretches of time side by side: of one run; of an ensemble of schedules, which shares a cache
+ALONE, TOGETHER = 512, 4  # stretches of time side by side: of one run; of an ensemble of schedules, which shares a cache
 
 
 class Propagator(eqx.Module):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dynamics import state as tree
+from dynamics.observables.alignment import direction_gap
 from dynamics.observables.base import observable
 from dynamics.observables.summary import Summary
 from dynamics.problems import LayerPeeled, Peeled
@@ -95,7 +96,7 @@ def _nc3(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
     if summary.collapse is None:
         return None
     means, prototypes = summary.collapse.features[0], summary.collapse.prototypes[0]
-    return tree.norm(prototypes / tree.norm(prototypes) - means / tree.norm(means))
+    return direction_gap(prototypes, means)
 
 
 @observable(scale_invariant=True, from_summary=_nc3)
@@ -103,7 +104,7 @@ def nc3(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
     """Self-duality: distance between the centred prototypes and the centred means, both of unit Frobenius norm."""
     prototypes = state.prototypes - jnp.mean(state.prototypes, axis=0)
     means = centred_means(problem, state)
-    return tree.norm(prototypes / tree.norm(prototypes) - means / tree.norm(means))
+    return direction_gap(prototypes, means)
 
 
 @observable(scale_invariant=True)

@@ -55,9 +55,7 @@ def lane_descent(arrays: Descending, static: Descending, has_axis: Descending, l
     rows, chunks = static.steps // static.every + 1, -(-members // lanes)
     first = jax.tree.map(lambda leaf: leaf[0], starts)
     first_given = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, given, has_lanes)
-    room = jax.tree.map(
-        lambda leaf: jnp.zeros((members, rows, *leaf.shape), leaf.dtype), jax.eval_shape(look, zero, first, first_given)
-    )
+    kept = jax.eval_shape(look, zero, first, first_given)
 
     def chunk(number, ends):
         values, codes, counts = ends
@@ -78,12 +76,17 @@ def lane_descent(arrays: Descending, static: Descending, has_axis: Descending, l
             flags = (False, (True, True), x_lanes, memory_lanes, has_lanes)
             return lanes_last(call("step"), (k, rates, x, memory, mine), flags, lanes)
 
-        def onwards(k, carry):
-            x, memory, code, count = carry
+        def judged(x, code, count, cap):
+            code = jnp.where(code == status.OK, judge(_norm(x), cap), code)
+            return code, count + (code == status.OK)
+
+        def moved(k, x, memory, code, count, steady, mine, cap):
             rates = steady if static.steady else apart(rates_at, k, mine)
             x, memory = apart(stepped, k, rates, x, memory, mine)
-            code = jnp.where(code == status.OK, judge(_norm(x), cap), code)
-            return x, memory, code, count + (code == status.OK)
+            return x, memory, *apart(judged, x, code, count, cap)
+
+        def onwards(k, carry):
+            return apart(moved, k, *carry, steady, mine, cap)
 
         def write(values, row, x, code):
             seen = lanes_last(look, (row, x, mine), (False, x_lanes, has_lanes), lanes)
@@ -114,8 +117,9 @@ def lane_descent(arrays: Descending, static: Descending, has_axis: Descending, l
         values, (_, _, code, count) = jax.lax.fori_loop(zero + 1, zero + rows, snapshot, (values, moving))
         return values, *(jax.lax.dynamic_update_slice(all, one, (begin,)) for all, one in ((codes, code), (counts, count)))
 
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((members, rows, *leaf.shape), leaf.dtype), kept)
     zeros = jnp.zeros(members, jnp.int32)
-    values, code, count = jax.lax.fori_loop(zero, zero + chunks, chunk, (room, zeros, zeros))
+    values, code, count = jax.lax.fori_loop(zero, zero + chunks, chunk, (nothing, zeros, zeros))
     return Run(values, code, count, count)
 
 
@@ -125,7 +129,11 @@ def members_of(arrays: PyTree, has_axis: PyTree) -> int:
 
 
 def _norm(x: PyTree) -> Float[Array, " lanes"]:
-    return jnp.sqrt(sum(row_sum(apart(_partial_squares, leaf)) for leaf in jax.tree.leaves(x)))
+    return jnp.sqrt(sum(apart(_squares, leaf) for leaf in jax.tree.leaves(x)))
+
+
+def _squares(leaf: Float[Array, "*rows lanes"]) -> Float[Array, " lanes"]:
+    return row_sum(apart(_partial_squares, leaf))
 
 
 def _partial_squares(leaf: Float[Array, "*rows lanes"]) -> Float[Array, "rows lanes"]:

@@ -19,6 +19,10 @@ GROW_FIRST = 1e4
 """How much longer the second step may be: the length of the first is a guess, made short to be safe."""
 
 
+TOGETHER = 3
+"""Stages in one part of a step: XLA hands out the operations of a part to several threads unless they are at most eight."""
+
+
 class Moving(NamedTuple):
     """Members on their way, lanes in the last axis of every array.
 
@@ -89,32 +93,53 @@ class Stepper(NamedTuple):
 
     def attempt(self, moving: Moving, active: Bool[Array, " lanes"]) -> tuple[Moving, Step]:
         """Try one step in the active lanes; the others make a step of length zero and stay as they are."""
-        tableau, y, t = self.solver.tableau, moving.y, moving.t
-        least = jnp.finfo(t.dtype).eps * 1e-3 * self.t_end
+        h, target, arrives = apart(self._length, moving, active)
+        stages = [self.velocity(self._after(moving.t), moving.y) if self.jumps.shape[0] else moving.k]
+        rows = [*zip(self.solver.tableau.a_lower, self.solver.tableau.c, strict=True)]
+        y1 = moving.y
+        for begin in range(0, len(rows), TOGETHER):
+            some = functools.partial(self._stages, rows[begin : begin + TOGETHER])
+            stages, y1 = apart(some, moving, h, target, stages)
+        # the last stage was evaluated at the end of the step
+        error = apart(self._error, moving.y, y1, h, stages)
+        runaway = ~(apart(_norm, y1) <= self.norm_cap)
+        return apart(self._judged, moving, active, h, target, arrives, stages, y1, error, runaway)
+
+    def _length(self, moving: Moving, active):
+        """The length of the step, where it may end at most, and whether it ends there."""
+        t = moving.t
         ahead = jnp.where(self.jumps > t, self.jumps, self.t_end)
         target = jnp.min(jnp.concatenate([ahead, jnp.broadcast_to(self.t_end, (1, *t.shape))]), axis=0)
         room = (target - t) - moving.late
         arrives = moving.h >= room * (1 - 100 * jnp.finfo(t.dtype).eps)
-        h = jnp.where(active, jnp.where(arrives, room, moving.h), 0.0)
+        return jnp.where(active, jnp.where(arrives, room, moving.h), 0.0), target, arrives
 
-        first = self.velocity(self._after(t), y) if self.jumps.shape[0] else moving.k
-        stages = [first]
-        for row, node in zip(tableau.a_lower, tableau.c, strict=True):
-            time = t + (moving.late + float(node) * h)
-            time = jnp.minimum(time, jnp.nextafter(target, t)) if self.jumps.shape[0] else time
-            y1 = apart(functools.partial(_along, row), y, h, *stages)
-            stages.append(self.velocity(time, y1))
-        # the last stage was evaluated at the end of the step
+    def _stages(self, rows, moving: Moving, h, target, stages):
+        """Further stages, and where the last of them was evaluated."""
+        y1 = moving.y
+        for row, node in rows:
+            time = moving.t + (moving.late + float(node) * h)
+            time = jnp.minimum(time, jnp.nextafter(target, moving.t)) if self.jumps.shape[0] else time
+            y1 = apart(functools.partial(_along, row), moving.y, h, *stages)
+            stages = [*stages, self.velocity(time, y1)]
+        return stages, y1
+
+    def _error(self, y, y1, h, stages) -> Float[Array, " lanes"]:
+        """The error of the step over what the tolerances allow, in the root mean square."""
 
         def scaled(old, new, *slopes):
-            error = h * _combined(tableau.b_error, slopes)
+            error = h * _combined(self.solver.tableau.b_error, slopes)
             return jnp.square(error / (self.atol + self.rtol * jnp.maximum(jnp.abs(old), jnp.abs(new))))
 
         squares = apart(lambda *trees: jax.tree.map(scaled, *trees), y, y1, *stages)
         count = sum(leaf.size // leaf.shape[-1] for leaf in jax.tree.leaves(y))
         error = jnp.sqrt(sum(row_sum(leaf) for leaf in jax.tree.leaves(squares)) / count)
-        error = jax.lax.stop_gradient(jnp.where(jnp.isnan(error), jnp.inf, error))
+        return jax.lax.stop_gradient(jnp.where(jnp.isnan(error), jnp.inf, error))
 
+    def _judged(self, moving: Moving, active, h, target, arrives, stages, y1, error, runaway) -> tuple[Moving, Step]:
+        """What becomes of a step with such an error."""
+        y, t = moving.y, moving.t
+        least = jnp.finfo(t.dtype).eps * 1e-3 * self.t_end
         kept = active & ((error < 1) | (h <= least))
         wanted = SAFETY * jnp.maximum(error, jnp.finfo(t.dtype).tiny) ** (-1 / self.solver.order(None))
         longest = jnp.where(moving.steps == 0, GROW_FIRST, GROW).astype(t.dtype)
@@ -131,7 +156,7 @@ class Stepper(NamedTuple):
             late=jnp.where(kept, late, moving.late),
             h=jnp.where(active, jnp.maximum(h * factor, least), moving.h),
             steps=moving.steps + active,
-            stopped=moving.stopped | (kept & ~(_norm(y1) <= self.norm_cap)),
+            stopped=moving.stopped | (kept & runaway),
         )
         return moved, step
 

@@ -72,8 +72,13 @@ def apart(function, *args):
     On a CPU, XLA merges a sum of products into every operation that reads it, and so computes it once for each; an
     `optimization_barrier` is gone by then, a call that must not be inlined is not.
     """
+
+    def inlining(*args):
+        with set_xla_metadata(inlineable="true"):  # what is called inside
+            return function(*args)
+
     with set_xla_metadata(inlineable="false"):
-        return jax.jit(function)(*args)
+        return jax.jit(inlining)(*args)
 
 
 def row_sum(values: Array) -> Array:
