@@ -26,6 +26,9 @@ FILES: dict[str, str] = {
     "cross_entropy": """
         minimiser layer_peeled minority
     """,
+    "homogeneous": """
+        anchors
+    """,
 }
 
 _NAMES = [f"experiments.{folder}.{name}" for folder, names in FILES.items() for name in names.split()]

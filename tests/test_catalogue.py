@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import cross_entropy, layer_peeled, square_loss
+from experiments import cross_entropy, homogeneous, layer_peeled, square_loss
 from experiments.catalogue import EXPERIMENTS
 from experiments.shared import paper, paper_figure
 
@@ -21,10 +21,11 @@ mse.balance mse.riccati mse.riccati_rotation mse.final_state mse.nc1_rate mse.le
 mse.saxe_mode mse.hyperbolic_mode mse.deep_mode mse.minimiser mse.bias_transition mse.minority mse.deep_minimiser
 ce.minimiser ufm.origin_threshold ce.layer_peeled ce.minority_ridge ce.minority_constrained mse.mpp_linear mse.mpp_subspace
 mse.decomposition mse.central_loss mse.central_omega
+anchor.single anchor.two_point anchor.deep_balanced anchor.rate_constants anchor.linear_maxmargin anchor.orthoclusters
 recipe.imbalance recipe.rlr fig.1 fig.4 fig.5 fig.6 fig.7 fig.8 fig.9 fig.15""".split()
     + ["mse.riccati + bias"]
 )
-FOLDERS = (layer_peeled, square_loss, cross_entropy)
+FOLDERS = (layer_peeled, square_loss, cross_entropy, homogeneous)
 
 
 def test_every_file_of_the_families_is_listed():

@@ -13,6 +13,9 @@ def test_lambert_growth_to_a_few_eps():
     rng = np.random.default_rng(2)
     log_w = rng.choice([1, 10, 100], 120) * rng.normal(size=120)
     by = 10 ** rng.uniform(-12, 15, 120)
+    # from far below zero to just above it
+    log_w = np.append(log_w, low := -(10 ** rng.uniform(-1, 4, 80)))
+    by = np.append(by, 10 ** rng.uniform(-2, 1.5, 80) - low)
     for dtype, bound in ((np.float64, 3), (np.float32, 6)):
         start, gained = log_w.astype(dtype), by.astype(dtype)
         found = np.asarray(compiled(log_lambert_growth)(start, gained))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamics import state as tree
 from dynamics import status, validate
-from dynamics.problems import LayerPeeled, Peeled
+from dynamics.problems import LayerPeeled, Peeled, Problem
 from dynamics.rates import Rates
 from dynamics.trajectory import Trajectory, blank, check_observe, ended, observe_state
 
@@ -33,13 +33,14 @@ class AllTimes(NamedTuple):
 class Motion(NamedTuple):
     """A motion by formula: `scalars` have the times as leading axis; `place` turns those of one time into the state.
 
-    `place` returns a state and a logarithm: features and prototypes are over its exponential, biases are as they are.
+    `place` returns a state and a logarithm: features and prototypes (all weights of a network) are over its exponential,
+    biases are as they are.
     `code` is the status of the motion as far as the formula can tell, from `assume`; `determined` as in `Trajectory`;
     `all_times`: what needs no state at a time, where there is such a thing.
     """
 
     scalars: PyTree
-    place: Callable[[PyTree], tuple[Peeled, Float[Array, ""]]]
+    place: Callable[[PyTree], tuple[PyTree, Float[Array, ""]]]
     error_estimate: Float[Array, ""] | None = None
     code: Int[Array, ""] | None = None
     determined: Literal["states", "rotation"] = "states"
@@ -91,7 +92,7 @@ def common_obstacles(problem, rates: Rates) -> list[str]:
 
 def trajectory(
     motion: Motion,
-    problem: LayerPeeled,
+    problem: Problem,
     ts: Array,
     valid: Bool[Array, ""],
     begins: Int[Array, ""],
@@ -123,7 +124,7 @@ def trajectory(
     )
 
 
-def _saved(motion: Motion, problem: LayerPeeled, scaled: bool, observe: dict | None):
+def _saved(motion: Motion, problem: Problem, scaled: bool, observe: dict | None):
     """States or observed values, the log of their scale, and whether they are finite; leading axis times."""
     whole, scalars = motion.all_times, motion.scalars
     if whole is None or (scaled and observe is None):
@@ -151,20 +152,22 @@ def _saved(motion: Motion, problem: LayerPeeled, scaled: bool, observe: dict | N
     return observed, log_scale, finite
 
 
-def _one_by_one(motion: Motion, problem: LayerPeeled, scaled: bool, observe: dict | None):
+def _one_by_one(motion: Motion, problem: Problem, scaled: bool, observe: dict | None):
     """The same from one state after the other."""
 
     def at(scalars):
         state, log_scale = motion.place(scalars)
-        moving = (state.features, state.prototypes)
         if scaled:
-            size = tree.norm(moving)
+            size = tree.norm((state.features, state.prototypes) if isinstance(state, Peeled) else state)
             positive = size > 0
             factor = jnp.where(positive, 1 / jnp.where(positive, size, 1.0), 1.0)
             log_scale = jnp.where(positive, log_scale + jnp.log(jnp.where(positive, size, 1.0)), -jnp.inf)
         else:
             factor = jnp.exp(log_scale)
-        state = Peeled(factor * state.features, factor * state.prototypes, state.biases)
+        if isinstance(state, Peeled):
+            state = Peeled(factor * state.features, factor * state.prototypes, state.biases)
+        else:
+            state = jax.tree.map(lambda weights: factor * weights, state)
         return observe_state(observe, problem, state), log_scale, tree.all_finite(state)
 
     return jax.lax.map(at, motion.scalars)

@@ -3,9 +3,11 @@
 from dynamics.exact.anchored import ANCHORED
 from dynamics.exact.anchored_cross_entropy import ANCHORED_CROSS_ENTROPY
 from dynamics.exact.anchored_square import ANCHORED_SQUARE
+from dynamics.exact.balanced_linear_net import BALANCED_LINEAR_NET
 from dynamics.exact.closed_form import ClosedForm, NoClosedForm
 from dynamics.exact.joint_cross_entropy import JOINT_CROSS_ENTROPY
 from dynamics.exact.linear import MODES
+from dynamics.exact.linear_predictor import LINEAR_PREDICTOR
 from dynamics.exact.spherical import SPHERICAL
 from dynamics.exact.square_loss import SQUARE_LOSS
 from dynamics.problems import Problem
@@ -19,6 +21,8 @@ CLOSED_FORMS: tuple[ClosedForm, ...] = (
     ANCHORED_SQUARE,
     ANCHORED_CROSS_ENTROPY,
     JOINT_CROSS_ENTROPY,
+    LINEAR_PREDICTOR,
+    BALANCED_LINEAR_NET,
 )
 
 

@@ -26,6 +26,10 @@ def log_lambert_growth(log_w: Float[Array, "*shape"], by: Float[Array, "*shape"]
     # two upper bounds, of which the lower one is near: e^l (e^d - 1) <= by, and d <= by
     far = jnp.logaddexp(log_w, jnp.log(jnp.where(positive, by, 1.0))) - log_w
     growth = jnp.minimum(by, jnp.where(log_w > 0, jnp.log1p(by * scale), far))
+    # from below zero, x = log w at the end solves x + e^x = c: x <= (c - 1)/2, x <= c and x <= log c, of which one is near
+    c = log_w + by + jnp.exp(-jnp.maximum(-log_w, 0.0))
+    end = jnp.minimum(jnp.minimum(c, 0.5 * (c - 1)), jnp.where(c < 1, jnp.inf, jnp.log(jnp.maximum(c, 1.0))))
+    growth = jnp.where(log_w < 0, jnp.clip(end - log_w, 0.0, growth), growth)
 
     for _ in range(HALLEY_STEPS):
         bend = jnp.exp(log_w - shift + growth)

@@ -10,13 +10,15 @@ from jaxtyping import Array, Float
 
 from dynamics import validate
 from dynamics.exact.closed_form import NoClosedForm
-from dynamics.problems import LayerPeeled, Peeled, check_minibatches
+from dynamics.problems import LayerPeeled, Peeled, Problem, check_minibatches
 from dynamics.rates import Rates
 
 
-def check_stochastic(problem: LayerPeeled, batch_size, shuffle, momentum, scaled, observe) -> None:
+def check_stochastic(problem: Problem, batch_size, shuffle, momentum, scaled, observe) -> None:
     """Refuse a stochastic descent that has no moments in closed form."""
     check_minibatches(problem.num_samples, batch_size, shuffle)
+    if not isinstance(problem, LayerPeeled):
+        raise NoClosedForm(f"the moments of stochastic descent are not known by formula for a {type(problem).__name__}")
     reasons = []
     if shuffle == "epoch":
         reasons.append("batches of one epoch depend on each other (their mean differs from descent by order eta^2)")

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dynamics import state as tree
 from dynamics import status, validate
@@ -14,14 +15,12 @@ from dynamics.exact.closed_form import ClosedForm, NoClosedForm, trajectory
 from dynamics.exact.dispatch import choose
 from dynamics.exact.limit import Limit
 from dynamics.exact.stochastic import check_stochastic, second_moments
-from dynamics.problems import LayerPeeled, Peeled
+from dynamics.problems import LayerPeeled, Peeled, Problem
 from dynamics.rates import Rates
 from dynamics.trajectory import Trajectory, blank, check_observe, check_steps, check_times, good_times
 
 
-def flow(
-    problem: LayerPeeled, state: Peeled, rates: Rates, ts, *, scaled: bool = False, observe: dict | None = None
-) -> Trajectory:
+def flow(problem: Problem, state: PyTree, rates: Rates, ts, *, scaled: bool = False, observe: dict | None = None) -> Trajectory:
     """Gradient flow by formula; same arguments and same result as `dynamics.flow`.
 
     Nothing is integrated where the rates have a constant ratio. Otherwise two 2x2 systems are, by a sixth-order
@@ -35,19 +34,19 @@ def flow(
     **Arguments:**
 
     - `problem`, `state`, `rates`, `ts`, `observe`: as in `dynamics.flow`.
-    - `scaled`: states of unit norm (features and prototypes together, biases as they are) and the log of the norm in
-      `log_scale`: right at clocks far past the range of floating-point numbers.
+    - `scaled`: states of unit norm (features and prototypes together, biases as they are; all weights of a network) and the log
+      of the norm in `log_scale`: right at clocks far past the range of floating-point numbers.
 
     **Raises:** `NoClosedForm` with the reasons; `ValueError` for anything out of range that is known before tracing.
     """
     form = choose(problem, rates)
     state, problem, rates = _prepared(problem, state, rates)
-    ts = check_times(ts, state.features.dtype)
+    ts = check_times(ts, _dtype(state))
     check_observe(observe, scaled)
     return _at_once(_flow, form, observe, (problem, state, rates, ts))(form, problem, state, rates, ts, scaled, observe)
 
 
-def _flow(form: ClosedForm, problem: LayerPeeled, state: Peeled, rates: Rates, ts, scaled, observe) -> Trajectory:
+def _flow(form: ClosedForm, problem: Problem, state: PyTree, rates: Rates, ts, scaled, observe) -> Trajectory:
     begins = problem.start_code(state)
     valid = tree.all_finite(state) & good_times(ts) & rates.valid() & problem.valid() & (begins != status.BAD_INPUT)
     return trajectory(form.flow(problem, state, rates, ts), problem, ts, valid, begins, scaled, observe)
@@ -91,7 +90,7 @@ def descent(
     state, problem, rates = _prepared(problem, state, rates)
     # no momentum, known before tracing, halves the recurrences: it stays a plain zero
     still = validate.is_concrete(momentum) and float(momentum) == 0
-    dt, momentum = jnp.asarray(dt, state.features.dtype), 0.0 if still else jnp.asarray(momentum, state.features.dtype)
+    dt, momentum = jnp.asarray(dt, _dtype(state)), 0.0 if still else jnp.asarray(momentum, _dtype(state))
     check_observe(observe, scaled)
     run = steps, every, dt, momentum, nesterov
     moved = _at_once(_descent, form, observe, (problem, state, rates, run))(form, problem, state, rates, run, scaled, observe)
@@ -121,7 +120,7 @@ def _at_once(verb: Callable, form: ClosedForm, observe: dict | None, inputs) -> 
     return eqx.filter_jit(verb) if form.compiled and lasting and validate.is_concrete(inputs) else verb
 
 
-def limit(problem: LayerPeeled, state: Peeled, rates: Rates) -> Limit:
+def limit(problem: Problem, state: PyTree, rates: Rates) -> Limit:
     """What the motion tends to as the clocks go to infinity: direction, growth exponent, convergence rate, constants.
 
     **Raises:** `NoClosedForm` where no closed form applies, or the rates have no constant ratio.
@@ -145,11 +144,16 @@ def max_step(problem: LayerPeeled, rates: Rates, *, momentum=0.0, nesterov: bool
     return form.max_step(problem, rates, momentum, nesterov)
 
 
-def _prepared(problem: LayerPeeled, state: Peeled, rates: Rates) -> tuple[Peeled, LayerPeeled, Rates]:
+def _prepared(problem, state: PyTree, rates: Rates):
     state = problem.check(state)
-    return state, *tree.cast((problem, rates), state.features.dtype)
+    return state, *tree.cast((problem, rates), _dtype(state))
 
 
-def _need_constant_ratio(problem: LayerPeeled, rates: Rates) -> None:
+def _dtype(state: PyTree):
+    """That of a checked state."""
+    return jax.tree.leaves(state)[0].dtype
+
+
+def _need_constant_ratio(problem, rates: Rates) -> None:
     if not rates.constant_ratio and not problem.anchored:
         raise NoClosedForm("the two rates have no constant ratio: neither limit nor stability bound is known by formula")
