@@ -1,12 +1,20 @@
 """Margins: by how much the logit of the label leads. Negative where it does not."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 
 from dynamics import state as tree
 from dynamics.observables.base import observable
 from dynamics.observables.summary import Summary
-from dynamics.problems import LayerPeeled, Peeled
+from dynamics.problems import LayerPeeled, Network, Peeled
+
+
+def leads(problem: LayerPeeled | Network, state: PyTree) -> Float[Array, " samples"]:
+    r"""The margin of every sample, $z_y - \max_{j \neq y} z_j$, or target times output."""
+    if isinstance(problem, Network):
+        return problem.margins(state)
+    own, others = own_and_others(problem, state)
+    return own - jnp.max(others, axis=1)
 
 
 def own_and_others(problem: LayerPeeled, state: Peeled) -> tuple[Float[Array, " samples"], Float[Array, "samples others"]]:
@@ -22,10 +30,16 @@ def _margin(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
 
 
 @observable(from_summary=_margin)
-def margin(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
-    r"""The smallest over samples of $z_y - \max_{j \neq y} z_j$; positive when every sample is classified correctly."""
-    own, others = own_and_others(problem, state)
-    return jnp.min(own - jnp.max(others, axis=1))
+def margin(problem: LayerPeeled | Network, state: PyTree) -> Float[Array, ""]:
+    r"""The smallest over samples of $z_y - \max_{j \neq y} z_j$ (of target times output where targets are +-1); positive when
+    every sample is classified correctly."""
+    return jnp.min(leads(problem, state))
+
+
+@observable()
+def misclassified(problem: LayerPeeled | Network, state: PyTree) -> Int[Array, ""]:
+    """The number of samples whose margin is not positive."""
+    return jnp.sum(~(leads(problem, state) > 0))
 
 
 def _average_margin(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None:
@@ -53,14 +67,18 @@ def _normalized_margin(problem: LayerPeeled, summary: Summary) -> Float[Array, "
 
 
 @observable(from_summary=_normalized_margin)
-def normalized_margin(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
-    r"""The margin over $\|H\|^2 + \|W\|^2$, biases apart; NaN where both are zero.
+def normalized_margin(problem: LayerPeeled | Network, state: PyTree) -> Float[Array, ""]:
+    r"""The margin over $\|H\|^2 + \|W\|^2$, biases apart; NaN where both are zero. Of a network of degree L the margin over
+    $\|\theta\|^L$, all weights together.
 
     Logits without biases are homogeneous of degree 2 in features and prototypes together, and then this is the margin of the
     direction. Biases, and features that are normalised, break that: no scale invariance is declared.
 
     **Reference:** K. Lyu, J. Li, Gradient descent maximizes the margin of homogeneous neural networks (2020).
     """
+    if isinstance(problem, Network):
+        size = tree.norm(state)
+        return jnp.where(size > 0, margin(problem, state) / size**problem.degree, jnp.nan)
     size = tree.norm((state.features, state.prototypes))
     # twice by the norm: its square would leave the float range at half the exponent
     return jnp.where(size > 0, margin(problem, state) / size / size, jnp.nan)

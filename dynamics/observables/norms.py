@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dynamics import state as tree
 from dynamics.observables.base import observable
+from dynamics.observables.margins import leads
 from dynamics.observables.summary import Summary
-from dynamics.problems import LayerPeeled, Peeled, Problem
+from dynamics.problems import LayerPeeled, Network, Peeled, Problem
 from dynamics.rates import Rates
 
 
@@ -31,8 +32,10 @@ def bias_norm(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
 
 
 @observable(from_summary=lambda problem, summary: summary.loss)
-def loss(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
-    """The weighted mean loss over samples, without decay."""
+def loss(problem: LayerPeeled | Network, state: PyTree) -> Float[Array, ""]:
+    """The weighted mean loss over samples, without decay; of a network the sum, see also `log_loss`."""
+    if isinstance(problem, Network):
+        return jnp.exp(problem.log_loss(state))
     return problem.data_loss(state)
 
 
@@ -48,7 +51,7 @@ def _objective(problem: LayerPeeled, summary: Summary) -> Float[Array, ""]:
 
 @observable(from_summary=_objective)
 def objective(problem: Problem, state) -> Float[Array, ""]:
-    """What is minimised: the mean loss and the decay terms."""
+    """What is minimised: the loss and the decay terms."""
     return problem.objective(state)
 
 
@@ -80,7 +83,11 @@ def _accuracy(problem: LayerPeeled, summary: Summary) -> Float[Array, ""] | None
 
 
 @observable(from_summary=_accuracy)
-def accuracy(problem: LayerPeeled, state: Peeled) -> Float[Array, ""]:
-    """The fraction of samples whose largest logit is that of their label; near ties it is rounding noise."""
+def accuracy(problem: LayerPeeled | Network, state: PyTree) -> Float[Array, ""]:
+    """The fraction of samples whose largest logit is that of their label (of a network: whose margin is positive); near ties
+    it is rounding noise."""
+    if isinstance(problem, Network):
+        right = leads(problem, state)
+        return jnp.mean((right > 0).astype(right.dtype))
     right = jnp.argmax(problem.logits(state), axis=1) == jnp.asarray(problem.labels)
     return jnp.mean(right.astype(state.features.dtype))
