@@ -150,8 +150,9 @@ class Network(Problem):
         """Refuse a net that cannot take such weights and inputs, gives the wrong outputs, or is not of its degree."""
         leaves, structure = jax.tree.flatten(weights)
         shapes = tuple((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves)
-        radius = float(self.radius) if validate.is_concrete(self.inputs) else None
-        labels = int(jnp.max(self.targets)) + 1 if self.loss.multiclass and validate.is_concrete(self.targets) else 0
+        with jax.ensure_compile_time_eval():  # also where other arrays are traced
+            radius = float(self.radius) if validate.is_concrete(self.inputs) else None
+            labels = int(jnp.max(self.targets)) + 1 if self.loss.multiclass and validate.is_concrete(self.targets) else 0
         problem = _net_problem(self.net, structure, shapes, self.inputs.shape[1:], self.loss.multiclass, labels, radius)
         if problem:
             raise ValueError(problem)
