@@ -5,6 +5,7 @@ from dynamics import ensemble as ensemble
 from dynamics import exact as exact
 from dynamics import initial as initial
 from dynamics import losses as losses
+from dynamics import norms as norms
 from dynamics import observables as observables
 from dynamics import reduce as reduce
 from dynamics import schedules as schedules
@@ -21,8 +22,12 @@ from dynamics.problems import Network as Network
 from dynamics.problems import Peeled as Peeled
 from dynamics.problems import nets as nets
 from dynamics.rates import Rates as Rates
+from dynamics.simulate import clock as clocks  # noqa: F401
 from dynamics.simulate import descent as descent
 from dynamics.simulate import flow as flow
 from dynamics.simulate import segmented_flow as segmented_flow
+from dynamics.simulate import step_rules as step_rules
+from dynamics.simulate.clock import LogTime as LogTime
+from dynamics.simulate.steepest import steepest_descent as steepest_descent
 from dynamics.trajectory import Trajectory as Trajectory
 from dynamics.verify import compare as compare

@@ -23,6 +23,7 @@ class Trajectory(eqx.Module):
     - `observed`: a dictionary of observed values, leading axis times; empty when states are kept.
     - `status`: how the run ended, see `dynamics.status`. Entries after a stop are NaN.
     - `stats`: numbers about the run: `steps`, `t_end`, and `error_estimate` where a quadrature was used.
+    - `log_t`: shape (times,): of a flow along a clock, whose values `ts` are, the logarithm of physical time; else None.
     - `log_scale`: shape (times,): for scaled states, of unit norm, the log of their norm; else None.
     - `determined`: what the states determine: "states" (themselves), "rotation" (up to a rotation of feature space: logits
       and Gram matrices are exact) or "mean" (the mean of a random motion).
@@ -38,6 +39,7 @@ class Trajectory(eqx.Module):
     log_scale: Float[Array, " times"] | None = None
     determined: Literal["states", "rotation", "mean"] = eqx.field(static=True, default="states")
     second_moment: Float[Array, "times rows rows"] | None = None
+    log_t: Float[Array, " times"] | None = None
 
     @property
     def ok(self) -> Bool[Array, ""]:
@@ -85,7 +87,7 @@ class Trajectory(eqx.Module):
 
         leaves = jax.tree_util.tree_leaves_with_path(self.states)
         states = [(jax.tree_util.keystr(path, simple=True, separator="_") or "states", leaf) for path, leaf in leaves]
-        rest = {"log_scale": self.log_scale, "second_moment": self.second_moment}
+        rest = {"log_t": self.log_t, "log_scale": self.log_scale, "second_moment": self.second_moment}
         timed = [*states, *self.observed.items(), *((name, leaf) for name, leaf in rest.items() if leaf is not None)]
         for dims, found in (((*lead, "time"), timed), (lead, self.stats.items())):
             for name, leaf in found:

@@ -12,6 +12,8 @@ from dynamics import validate
 from dynamics.problems import LayerPeeled, Problem
 from dynamics.rates import Rates
 from dynamics.reduce import choose
+from dynamics.simulate.clock import Clock, LogTime
+from dynamics.simulate.clock_flow import clock_flow
 from dynamics.simulate.general_flow import general_flow
 from dynamics.simulate.lane_flow import Ends, lane_flow
 from dynamics.simulate.lane_step import fits
@@ -28,6 +30,8 @@ def flow(
     rates: Rates,
     ts,
     *,
+    clock: Clock | Literal["auto"] | None = None,
+    until: LogTime | None = None,
     observe: dict | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -46,9 +50,15 @@ def flow(
     - `problem`: what is minimised.
     - `state`: where it starts.
     - `rates`: learning rates over time; their jumps are handed to the step controller.
-    - `ts`: shape (times,), strictly increasing, >= 0.
+    - `ts`: shape (times,), strictly increasing, >= 0: times, or values of the clock, which is 0 at the start.
+    - `clock`: one of `dynamics.clocks`, for a `Network` without decay at one constant rate: the curve is followed by another
+      parameter than time, and `log_t` of the result is the logarithm of physical time, minus infinity at the start. "auto" is
+      `LogLoss` for smooth nets and `Polar` for nets with kinks. To a fall of the log-loss or a logarithm of time beyond 1e5, as
+      `ts` and `until` say, `LogLoss` goes by an implicit solver, and to 1e12 at most (1.9e3 in float32).
+    - `until`: with a clock, the physical time at which the run ends, should the last of `ts` not come before.
     - `observe`: a dictionary of observables `f(problem, state)`; given, their values are kept instead of the states.
-    - `rtol`, `atol`: tolerances per step; None is 1e-8 in float64 and 1e-5 in float32.
+    - `rtol`, `atol`: tolerances per step; None is 1e-8 in float64 and 1e-5 in float32; along a clock `atol` of None is
+      1e-5 `rtol`, beyond 1e5 `rtol`.
     - `solver`: any diffrax solver; None is Tsit5, or Dopri8 for `rtol` below 1e-8.
     - `max_steps`: the run ends with status `max_steps` after as many.
     - `norm_cap`: the run ends with status `norm_cap` once the state's norm passes it; None is the square root of the dtype's
@@ -63,13 +73,24 @@ def flow(
     - `reduce`: "auto" moves a smaller problem where that is exact and pays, see `dynamics.reduce.choose`; "off" never does.
       Only "auto" methods reduce, and only where no derivative is taken.
 
-    **Returns:** a `Trajectory`; after a stop its entries are NaN.
+    **Returns:** a `Trajectory`; after a stop its entries are NaN. Along a clock the first entry past a stop, wanted or not,
+    holds the stop itself, with its value of the clock in `ts`. Where a clock comes to an end, as the log-loss at a sample that
+    no unit reaches, the status is `outside_assumptions`; `dynamics.clocks.unseparated` lists such members.
+    `stats["error_estimate"]` of `LogLoss` is the largest difference of a state's log-loss from the clock, relatively where
+    that is above 1.
 
     **Raises:** `ValueError` on the host for anything out of range that is known before tracing.
     """
     validate.choice("method", method, METHODS)
     validate.choice("reduce", reduce, ("auto", "off"))
     max_steps = validate.whole("max_steps", max_steps, 1)
+    if clock is not None:
+        if method not in ("auto", "general"):
+            raise ValueError(f"method must be 'auto' or 'general' with a clock, got {method!r}")
+        how = {"observe": observe, "rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps, "norm_cap": norm_cap}
+        return clock_flow(problem, state, rates, ts, clock, until, **how)
+    if until is not None:
+        raise ValueError(f"until needs a clock, such as clock='auto', got until = {until!r} without one")
     if method == "kernel":
         from dynamics.simulate.kernel import kernel_flow  # Pallas is slow to import
 
