@@ -14,8 +14,8 @@ from dynamics import validate
 from dynamics.cli import config as configuration
 from dynamics.cli import nouns, toml
 from dynamics.cli.config import ConfigError, SweepConfig
-from dynamics.cli.defaults import ANCHORS, WAYS
-from dynamics.cli.skeleton import Decay, Problem, Rates
+from dynamics.cli.defaults import ANCHORS, SEEDS, WAYS
+from dynamics.cli.skeleton import Decay, Network, Problem, Rates
 from dynamics.cli.spacing import points
 from dynamics.ensemble import Axis
 
@@ -71,9 +71,9 @@ def factors(config: SweepConfig) -> list[list[Swept]]:
 
 
 def _swept(tables: dict, where: str, path: str, name: str, values: Any) -> Swept:
-    if path == "start.seed":
-        return Swept(path, Axis(name, _seeds(f"{where}.values", values)), {})
     floats = _holds_floats(tables, where, path)
+    if path in SEEDS:
+        return Swept(path, Axis(name, _seeds(f"{where}.values", values)), {})
     if isinstance(values, Mapping):
         values = points(dict(values)).tolist()
         if not floats and all(value == int(value) for value in values):
@@ -114,11 +114,13 @@ def _seeds(where: str, values: Any) -> np.ndarray:
 def _holds_floats(tables: dict, where: str, path: str) -> bool:
     """Whether values of the leaf at a dotted path are floats, which share a program."""
     section, *below = path.split(".")
+    network = "net" in tables["problem"]
+    starts, beside = nouns.family(tables["problem"]).starts, () if network else ANCHORS
     known: dict[str, Any] = {
-        "problem": list(Problem.__dataclass_fields__),
+        "problem": list((Network if network else Problem).__dataclass_fields__),
         "rates": list(Rates.__dataclass_fields__),
         "motion": ["dt", "momentum", "nesterov", "batch_size", "shuffle"] if tables["motion"]["verb"] == "descent" else [],
-        "start": ["seed", *ANCHORS, "kind", *nouns.keys(nouns.STARTS, tables["start"]["kind"])],
+        "start": ["seed", *beside, "kind", *nouns.keys(starts, tables["start"]["kind"])],
     }
     if section not in known:
         hint = validate.nearest(section, known)
@@ -128,11 +130,12 @@ def _holds_floats(tables: dict, where: str, path: str) -> bool:
         raise ConfigError(f"{where}.axis: {path!r} is nothing that can be swept; {hint}")
     name, *rest = below
     if section == "start" and name not in (*ANCHORS, "seed"):
-        return _of_noun(where, path, nouns.STARTS, "start", tables["start"], below)
-    rooms = {"loss": nouns.LOSSES, "sizes": nouns.SIZES, **dict.fromkeys(sum(WAYS, ()), nouns.SCHEDULES)}
+        return _of_noun(where, path, starts, "start", tables["start"], below)
+    rooms = {"loss": nouns.family(tables["problem"]).losses, "sizes": nouns.SIZES, "net": nouns.NETS, "data": nouns.DATA}
+    rooms |= dict.fromkeys(sum(WAYS, ()), nouns.SCHEDULES)
     value = tables[section].get(name)
     if rest:
-        if name == "decay":
+        if name == "decay" and not network:
             if len(rest) == 1 and rest[0] in Decay.__dataclass_fields__:
                 return True
             hint = validate.nearest(rest[0], Decay.__dataclass_fields__)
@@ -140,7 +143,8 @@ def _holds_floats(tables: dict, where: str, path: str) -> bool:
         if name not in rooms or not isinstance(value, Mapping):
             raise ConfigError(f"{where}.axis: {path!r}: {section}.{name} is no table with keys, got {value!r}")
         return _of_noun(where, path, rooms[name], f"{section}.{name}", value, rest)
-    return name in ("features", "weights", "equal", "schedule", "ratio", "adjusted", "dt", "momentum", "prototype_scale")
+    floats = ("features", "weights", "equal", "schedule", "ratio", "adjusted", "dt", "momentum", "prototype_scale")
+    return name in floats or (name == "decay" and network)
 
 
 def _of_noun(where: str, path: str, room: nouns.Room, outer: str, table: Mapping, below: list[str]) -> bool:

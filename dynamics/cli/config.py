@@ -69,7 +69,7 @@ def read(tables: Mapping[str, Any]) -> SweepConfig:
             raise ConfigError(f"{path}: must be a number, a text, true or false, a list or a table, got {value!r}")
     pydantic = need("pydantic", "cli")
     try:
-        config = _adapter().validate_json(json.dumps(tables))
+        config = _adapter(skeleton.kind(tables)).validate_json(json.dumps(tables))
     except pydantic.ValidationError as error:
         faults = error.errors(include_url=False)
         # a misspelt key is missing as well: the misspelling says more
@@ -79,8 +79,8 @@ def read(tables: Mapping[str, Any]) -> SweepConfig:
 
 
 @cache
-def _adapter() -> Any:
-    return need("pydantic", "cli").TypeAdapter(SweepConfig)
+def _adapter(kind: type[SweepConfig]) -> Any:
+    return need("pydantic", "cli").TypeAdapter(kind)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -98,7 +98,7 @@ def _told(fault: dict, tables: Mapping[str, Any]) -> str:
     """One fault of the skeleton in a line."""
     path, where = ".".join(map(str, fault["loc"])), fault["loc"][:-1]
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _keys(where)
+        known = _keys(where, tables)
         return f"{path}: unknown key; {validate.nearest(fault['loc'][-1], known)}"
     if fault["type"] in ("missing", "missing_argument"):
         return f"{path}: missing"
@@ -111,11 +111,12 @@ def _told(fault: dict, tables: Mapping[str, Any]) -> str:
     return f"{path}: {message}, got {given!r}{hint}"
 
 
-def _keys(where: tuple) -> list[str]:
+def _keys(where: tuple, tables: Mapping[str, Any]) -> list[str]:
     """The keys of the table there."""
     table: Any = SweepConfig
+    network = skeleton.kind(tables) is skeleton.NetworkSweep
     for key in where:
-        table = skeleton.INSIDE.get(key, table)
+        table = skeleton.Network if network and key == "problem" else skeleton.INSIDE.get(key, table)
     return [one.name for one in dataclasses.fields(table)]
 
 

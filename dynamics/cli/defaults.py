@@ -8,7 +8,7 @@ from typing import Any
 from dynamics import validate
 from dynamics.cli import nouns
 from dynamics.cli.nouns import ConfigError
-from dynamics.cli.skeleton import Factor, Keep, Motion, Problem, Rates, Run, SweepConfig, Zipped
+from dynamics.cli.skeleton import Factor, Keep, Motion, Network, Problem, Rates, Run, SweepConfig, Zipped
 from dynamics.cli.spacing import SPACED, spaced
 from dynamics.ensemble import memory
 
@@ -16,9 +16,11 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 """Of a run and of its folder."""
 ANCHORS = ("prototypes", "prototype_scale")
 """Keys of the start beside those of its kind."""
+SEEDS = ("start.seed", "problem.data.seed")
+"""Axes of random numbers."""
 WAYS = (("features", "weights"), ("equal",), ("schedule", "ratio"))
 """How rates are given."""
-FLOW = {"times": None, "rtol": None, "atol": None, "max_steps": 100_000}
+FLOW = {"times": None, "rtol": None, "atol": None, "max_steps": 100_000, "clock": None, "until_log_t": None}
 DESCENT = {
     "steps": None,
     "every": 1,
@@ -37,14 +39,16 @@ def filled(config: SweepConfig) -> SweepConfig:
         raise ConfigError(f"name: must be 1 to 80 of A-Z a-z 0-9 . _ - and not begin with . or -, got {config.name!r}")
     if not 0 <= config.seed < 2**31:
         raise ConfigError(f"seed: must lie in [0, 2**31), got {config.seed}")
+    family = nouns.family(vars(config.problem))
+    network = isinstance(config.problem, Network)
     return dataclasses.replace(
         config,
-        problem=_problem(config.problem),
-        start=_start(config.start),
-        rates=_rates(config.rates),
-        motion=_motion(config.motion),
+        problem=_network(config.problem) if isinstance(config.problem, Network) else _problem(config.problem),
+        start=_start(config.start, family.starts, () if network else ANCHORS),
+        rates=_rates(config.rates, network),
+        motion=_motion(config.motion, network),
         sweep=[_factor(f"sweep.{number}", one) for number, one in enumerate(config.sweep)],
-        keep=_keep(config.keep),
+        keep=_keep(config.keep, [*family.observables, *([] if config.motion.clock is None else [nouns.LOG_TIME])]),
         run=_run(config.run),
     )
 
@@ -67,9 +71,15 @@ def _problem(problem: Problem) -> Problem:
     return dataclasses.replace(problem, sizes=sizes, loss=nouns.resolved(nouns.LOSSES, "problem.loss", problem.loss))
 
 
-def _start(start: dict[str, Any]) -> dict[str, Any]:
-    own = {key: value for key, value in start.items() if key in ANCHORS}
-    out = nouns.resolved(nouns.STARTS, "start", start, beside=ANCHORS)
+def _network(problem: Network) -> Network:
+    rooms = {"net": nouns.NETS, "data": nouns.DATA, "loss": nouns.MARGIN_LOSSES}
+    found = {name: nouns.resolved(room, f"problem.{name}", getattr(problem, name)) for name, room in rooms.items()}
+    return dataclasses.replace(problem, **found)
+
+
+def _start(start: dict[str, Any], starts: nouns.Room, beside: tuple[str, ...]) -> dict[str, Any]:
+    own = {key: value for key, value in start.items() if key in beside}
+    out = nouns.resolved(starts, "start", start, beside=beside)
     if "prototypes" in own:
         if own["prototypes"] != "simplex_etf":
             raise ConfigError(f"start.prototypes: must be 'simplex_etf', got {own['prototypes']!r}")
@@ -82,17 +92,19 @@ def _start(start: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _rates(rates: Rates) -> Rates:
+def _rates(rates: Rates, network: bool) -> Rates:
     given = tuple(name for way in WAYS for name in way if getattr(rates, name) is not None)
     if given not in WAYS:
         raise ConfigError(
             f"rates: give features and weights, or equal, or schedule and ratio, got {' and '.join(given) or 'none of them'}"
         )
+    if network and given != ("equal",):
+        raise ConfigError(f"rates: all weights of a network move at one rate: give equal, got {' and '.join(given)}")
     found = {name: nouns.schedule(f"rates.{name}", getattr(rates, name)) for name in given if name != "ratio"}
     return dataclasses.replace(rates, **found)
 
 
-def _motion(motion: Motion) -> Motion:
+def _motion(motion: Motion, network: bool) -> Motion:
     mine, other = (FLOW, DESCENT) if motion.verb == "flow" else (DESCENT, FLOW)
     for name in other:
         if getattr(motion, name) is not None:
@@ -104,7 +116,21 @@ def _motion(motion: Motion) -> Motion:
     filled = {name: value for name, value in mine.items() if getattr(motion, name) is None}
     if mine is FLOW:
         filled["times"] = spaced("motion.times", motion.times)
+    if motion.clock is not None:
+        filled["clock"] = _clock(motion, network)
+    elif motion.until_log_t is not None:
+        raise ConfigError("motion.until_log_t: needs a clock, such as clock = 'auto'")
     return dataclasses.replace(motion, **filled)
+
+
+def _clock(motion: Motion, network: bool) -> str | dict[str, Any]:
+    if not network:
+        raise ConfigError("motion.clock: is for networks: a problem with net and data")
+    if isinstance(motion.clock, str):
+        if motion.clock != "auto":
+            raise ConfigError(f"motion.clock: must be 'auto' or a table with a kind, got {motion.clock!r}")
+        return motion.clock
+    return nouns.resolved(nouns.CLOCKS, "motion.clock", motion.clock)
 
 
 def _factor(path: str, factor: Factor) -> Factor:
@@ -118,13 +144,14 @@ def _factor(path: str, factor: Factor) -> Factor:
     if factor.axis is None:
         raise ConfigError(f"{path}.axis: missing; the dotted path of what is swept, or zip")
     if factor.count is not None:
-        if factor.axis != "start.seed":
-            raise ConfigError(f"{path}.count: only for axis = 'start.seed', got axis = {factor.axis!r}; give values")
+        if factor.axis not in SEEDS:
+            seeds = " or ".join(map(repr, SEEDS))
+            raise ConfigError(f"{path}.count: only for axis = {seeds}, got axis = {factor.axis!r}; give values")
         if factor.values is not None:
             raise ConfigError(f"{path}.count: give count or values, not both")
         if factor.count < 1:
             raise ConfigError(f"{path}.count: must be >= 1, got {factor.count}")
-        return dataclasses.replace(factor, name=factor.name or "seed")
+        return dataclasses.replace(factor, **_named(factor.axis, factor.name))
     return Factor(**_named(factor.axis, factor.name), values=_values(f"{path}.values", factor.values))
 
 
@@ -146,12 +173,12 @@ def _values(path: str, values: Any) -> Any:
     return values
 
 
-def _keep(keep: Keep) -> Keep:
+def _keep(keep: Keep, known: list[str]) -> Keep:
     if not keep.observables:
-        raise ConfigError(f"keep.observables: must name at least one of {', '.join(nouns.OBSERVABLES)}")
+        raise ConfigError(f"keep.observables: must name at least one of {', '.join(known)}")
     for place, name in enumerate(keep.observables):
-        if name not in nouns.OBSERVABLES:
-            hint = validate.nearest(name, nouns.OBSERVABLES)
+        if name not in known:
+            hint = validate.nearest(name, known)
             raise ConfigError(f"keep.observables.{place}: unknown observable {name!r}; {hint}")
     if len(set(keep.observables)) < len(keep.observables):
         raise ConfigError(f"keep.observables: must be different, got {keep.observables}")

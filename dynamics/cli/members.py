@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from dynamics import class_sizes, exact, initial, validate
 from dynamics import state as tree
@@ -22,7 +23,7 @@ from dynamics.cli.config import ConfigError, SweepConfig
 from dynamics.cli.defaults import ANCHORS
 from dynamics.ensemble import Design
 from dynamics.exact.dispatch import choose
-from dynamics.problems import Decay, LayerPeeled, Peeled
+from dynamics.problems import Decay, LayerPeeled, Network, Peeled, Problem
 from dynamics.rates import Rates
 
 START, MINIBATCHES = 0, 1
@@ -56,7 +57,7 @@ class Parts:
             raw = put(raw, path.split("."), value)
         return configuration.tables(configuration.read(raw))
 
-    def concrete(self, member: Mapping[str, Any]) -> tuple[LayerPeeled, Peeled, Rates]:
+    def concrete(self, member: Mapping[str, Any]) -> tuple[Problem, PyTree, Rates]:
         """The parts of a member whose values are known, every one of them checked as if it stood in the file."""
         values = {}
         for one in self.sweep:
@@ -67,7 +68,7 @@ class Parts:
         seeds = {one.path: member[one.axis.name] for one in self.sweep if one.path == "start.seed"}
         return self.made(tables, seeds.get("start.seed"), self.key)
 
-    def __call__(self, member: Mapping[str, Any], key) -> tuple[LayerPeeled, Peeled, Rates, dict[str, Any]]:
+    def __call__(self, member: Mapping[str, Any], key) -> tuple[Problem, PyTree, Rates, dict[str, Any]]:
         tables, seed = self.tables(member), None
         for one in self.sweep:
             if one.path == "start.seed":
@@ -76,7 +77,7 @@ class Parts:
                 tables = put(tables, one.path.split("."), member[one.axis.name])
         return *self.made(tables, seed, key), tables
 
-    def made(self, tables: dict, seed, key) -> tuple[LayerPeeled, Peeled, Rates]:
+    def made(self, tables: dict, seed, key) -> tuple[Problem, PyTree, Rates]:
         """Problem, start and rates of a member's tables; the start by the seed where there is one, else by the key."""
         problem = problem_of(tables["problem"])
         source = key if seed is None else jax.random.fold_in(self.key, seed)
@@ -91,8 +92,24 @@ def put(tables: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any
     return {**tables, key: put(inner if isinstance(inner, Mapping) else {}, rest, value) if rest else value}
 
 
-def problem_of(table: Mapping[str, Any]) -> LayerPeeled:
+def problem_of(table: Mapping[str, Any]) -> Problem:
     """The problem of a checked table."""
+    return _network(table) if "net" in table else _peeled(table)
+
+
+def _network(table: Mapping[str, Any]) -> Network:
+    net = nouns.built(nouns.NETS, "problem.net", table["net"])
+    inputs, targets = nouns.built(nouns.DATA, "problem.data", table["data"])
+    loss = nouns.built(nouns.MARGIN_LOSSES, "problem.loss", table["loss"])
+    try:
+        return Network(net, inputs, targets, loss, table["decay"])
+    except ValueError as error:
+        if str(error).startswith(("inputs", "targets")):
+            raise nouns.at("problem.data", table["data"], error) from error
+        raise nouns.at("problem", table, error) from error
+
+
+def _peeled(table: Mapping[str, Any]) -> LayerPeeled:
     classes = table["num_classes"]
     fields: dict[str, Any] = {key: table.get(key) for key in ("bias", "anchored", "normalize", "adjusted", "sample_weights")}
     loss = nouns.built(nouns.LOSSES, "problem.loss", table["loss"], num_classes=classes)
@@ -119,9 +136,11 @@ def _decay(table: Mapping[str, Any]) -> Decay:
         raise nouns.at("problem.decay", table, ValueError(str(error).removeprefix("decay."))) from error
 
 
-def start_of(table: Mapping[str, Any], problem: LayerPeeled, key, dtype) -> Peeled:
+def start_of(table: Mapping[str, Any], problem: Problem, key, dtype) -> PyTree:
     """The start of a checked table, in a dtype."""
     noun = {name: value for name, value in table.items() if name not in ANCHORS}
+    if not isinstance(problem, LayerPeeled):
+        return nouns.built(nouns.WEIGHTS, "start", noun, problem=problem, key=key, dtype=dtype)
     start = nouns.built(nouns.STARTS, "start", noun, problem=problem, key=key, dtype=dtype)
     if "prototypes" in table:
         try:
@@ -183,8 +202,9 @@ def check(parts: Parts, design: Design, by: str) -> tuple[str, ...]:
                 raise nouns.at("start", (), ValueError(f"{error} (member {number})")) from error
             if number == numbers[0]:
                 tables = parts.tables({**group.static, **row})
-                cited += sources.references(sources.named(nouns.LOSSES, tables["problem"]["loss"]))
-                cited += sources.references([nouns.STARTS.kinds[tables["start"]["kind"]]])
+                family = nouns.family(tables["problem"])
+                cited += sources.references(sources.named(family.losses, tables["problem"]["loss"]))
+                cited += sources.references([family.starts.kinds[tables["start"]["kind"]]])
                 if isinstance(tables["problem"].get("sizes"), Mapping):
                     cited += sources.references(sources.named(nouns.SIZES, tables["problem"]["sizes"]))
                 cited += [] if form is None else sources.of_formula(form.flow)

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynamics import class_sizes, initial, losses, observables, schedules, validate
-from dynamics.problems import Peeled
+from dynamics.cli import data
+from dynamics.problems import LayerPeeled, Network, Peeled, Problem, nets
+from dynamics.simulate import clock as clocks
 
 
 class ConfigError(ValueError):
@@ -27,12 +29,14 @@ class Room(NamedTuple):
     - `kinds`: by name, what is called.
     - `given`: parameters that come from elsewhere, no keys of the table.
     - `makes`: the type of what a table that stands for itself must give; a nested one may give another.
+    - `shared`: the types of leaves whose values share a compiled program.
     """
 
     what: str
     kinds: dict[str, Callable]
     given: frozenset[str]
     makes: type
+    shared: tuple[str, ...] = ("number", "numbers")
 
 
 def _public(module) -> dict[str, Any]:
@@ -48,9 +52,19 @@ def _sayable(thing) -> bool:
 
 LOSSES = Room(
     "loss",
-    {name: thing for name, thing in _public(losses).items() if _sayable(thing)},
+    {name: thing for name, thing in _public(losses).items() if _sayable(thing) and getattr(thing, "multiclass", True)},
     frozenset({"num_classes"}),
     losses.Loss,
+)
+MARGIN_LOSSES = Room(
+    "loss of a network",
+    {
+        name: thing
+        for name, thing in _public(losses).items()
+        if _sayable(thing) and inspect.isclass(thing) and issubclass(thing, losses.MarginLoss)
+    },
+    frozenset(),
+    losses.MarginLoss,
 )
 SCHEDULES = Room(
     "schedule",
@@ -71,6 +85,34 @@ SIZES = Room(
     },
     frozenset({"num_classes"}),
     np.ndarray,
+    (),
+)
+NETS = Room(
+    "net",
+    {
+        thing.__name__: thing
+        for thing in (nets.linear, nets.deep_linear, nets.two_layer, nets.deep, nets.softplus, nets.Convolutional)
+    },
+    frozenset(),
+    nets.Net,
+    (),
+)
+DATA = Room(
+    "data set",
+    {name: thing for name, thing in _public(data).items() if getattr(thing, "__module__", "") == data.__name__},
+    frozenset(),
+    tuple,
+    ("number",),
+)
+CLOCKS = Room(
+    "clock",
+    {
+        name: thing
+        for name, thing in _public(clocks).items()
+        if inspect.isclass(thing) and issubclass(thing, clocks.Clock) and not inspect.isabstract(thing)
+    },
+    frozenset(),
+    clocks.Clock,
 )
 STARTS = Room(
     "start",
@@ -82,11 +124,40 @@ STARTS = Room(
     frozenset({"problem", "key", "dtype"}),
     Peeled,
 )
-OBSERVABLES: dict[str, Callable] = {
-    name: thing
-    for name, thing in _public(observables).items()
-    if hasattr(thing, "rotation_invariant") and list(inspect.signature(thing).parameters) == ["problem", "state"]
-}
+WEIGHTS = Room("start", {"weights": initial.weights}, frozenset({"problem", "key", "dtype"}), tuple)
+
+
+def _observables(problem: type[Problem]) -> dict[str, Callable]:
+    """The observables of a kind of problem."""
+    found = {}
+    for name, thing in _public(observables).items():
+        parameters = inspect.signature(thing).parameters if inspect.isfunction(thing) else {}
+        if list(parameters) == ["problem", "state"]:
+            annotation = parameters["problem"].annotation
+            if any(issubclass(problem, one) for one in typing.get_args(annotation) or (annotation,)):
+                found[name] = thing
+    return found
+
+
+LOG_TIME = "log_t"
+"""Beside the observables: the logarithm of physical time, of flows along a clock."""
+
+
+class Family(NamedTuple):
+    """What goes with one kind of problem."""
+
+    losses: Room
+    starts: Room
+    observables: dict[str, Callable]
+
+
+PEELED = Family(LOSSES, STARTS, _observables(LayerPeeled))
+NETWORK = Family(MARGIN_LOSSES, WEIGHTS, _observables(Network))
+
+
+def family(problem: Mapping[str, Any]) -> Family:
+    """The family of a problem's table: of networks where it has a net."""
+    return NETWORK if "net" in problem else PEELED
 
 
 def keys(room: Room, kind: str) -> dict[str, inspect.Parameter]:
@@ -152,7 +223,7 @@ def traceable(room: Room, path: str, table: Mapping[str, Any], below: list[str])
         if not isinstance(inner, Mapping):
             raise ConfigError(f"{path}.{name}.{rest[0]}: {path}.{name} is no table with keys, got {inner!r}")
         return traceable(room, f"{path}.{name}", inner, rest)
-    return _type(known[name]) in ("number", "numbers") and room is not SIZES
+    return _type(known[name]) in room.shared or (room is DATA and name == "seed")
 
 
 def built(room: Room, path: str, table: Any, **given) -> Any:
@@ -180,7 +251,7 @@ def _argument(room: Room, path: str, parameter: inspect.Parameter, value: Any, g
         return built(room, path, value, **given)
     if room is SCHEDULES and _type(parameter) == "noun":
         return schedules.as_schedule(value)
-    if room is STARTS and (isinstance(value, list) or np.ndim(value) == 1):
+    if room is NETS and isinstance(value, list) or room is STARTS and (isinstance(value, list) or np.ndim(value) == 1):
         return tuple(value)
     return np.asarray(value, float) if isinstance(value, list) else value
 
@@ -199,6 +270,8 @@ def _needed(known: Mapping[str, inspect.Parameter]) -> str:
 def _type(parameter: inspect.Parameter) -> str:
     """What a parameter wants: "whole", "truth", "text", "number", "noun", or else "numbers", of any shape or nested."""
     annotation = parameter.annotation
+    if typing.get_origin(annotation) is tuple:
+        return "numbers"
     options = [one for one in typing.get_args(annotation) or (annotation,) if one is not type(None)]
     for kind, text in ((bool, "truth"), (int, "whole"), (str, "text"), (float, "number")):
         if kind in options:
@@ -224,6 +297,10 @@ def _checked(room: Room, path: str, parameter: inspect.Parameter, value: Any) ->
         return schedule(path, value) if room is SCHEDULES else resolved(room, path, value)
     if wanted == "number" and _is_number(value):
         return float(value)
+    if wanted == "numbers" and room is NETS:  # the widths of its layers
+        wanted = "widths"
+        if isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+            return value
     if wanted == "numbers":
         if isinstance(value, Mapping):
             return resolved(room, path, value, nested=True)
@@ -235,6 +312,7 @@ def _checked(room: Room, path: str, parameter: inspect.Parameter, value: Any) ->
         "whole": "a whole number",
         "number": "a number",
         "numbers": "a number or a list of numbers",
+        "widths": "a list of whole numbers",
     }
     raise ConfigError(f"{path}: must be {texts[wanted]}, got {value!r}")
 

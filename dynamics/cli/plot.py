@@ -98,8 +98,9 @@ def _labelled(data, *names: str) -> str:
 
 
 def _clock(data) -> str:
-    """Time of a flow, or the iterations of a descent."""
-    return "iteration" if data["time"].attrs.get("long_name") == "iteration" else _labelled(data, "time")
+    """Time of a flow, or the value of its clock, or the iterations of a descent."""
+    text = data["time"].attrs.get("long_name")
+    return text if text in ("iteration", "value of the clock") else _labelled(data, "time")
 
 
 def _short(value) -> str:

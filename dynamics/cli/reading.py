@@ -9,6 +9,7 @@ import numpy as np
 
 from dynamics import status, validate
 from dynamics.cli.config import SweepConfig
+from dynamics.cli.defaults import SEEDS
 from dynamics.extras import need
 
 BINS = 40
@@ -67,7 +68,7 @@ def pair(data, axes: Sequence[str] | None, config: SweepConfig | None) -> tuple[
     swept = [name for name in per_member if np.unique(data[name].values).size > 1]
     if axes is None:
         order = [*paths, *swept]  # a zarr folder lists its arrays by the alphabet
-        free = [name for name in sorted(swept, key=order.index) if paths.get(name, name) not in ("start.seed", "seed")]
+        free = [name for name in sorted(swept, key=order.index) if paths.get(name, name) not in (*SEEDS, "seed")]
         return next((pair for pair in itertools.combinations(free, 2) if _crossed(data, *pair)), None)
     for name in axes:
         validate.choice("axes", name, swept)

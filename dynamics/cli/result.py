@@ -8,6 +8,7 @@ import numpy as np
 
 from dynamics import ensemble, status
 from dynamics.cli import config as configuration
+from dynamics.cli import skeleton
 from dynamics.cli import sweep as sweeps
 from dynamics.ensemble import Ensemble
 from dynamics.ensemble.dataset import Variable
@@ -22,6 +23,7 @@ def coordinates(config, sweep: sweeps.Sweep, members: Ensemble) -> Iterator[Vari
     numbers = np.sort(np.concatenate([group.numbers for group in members.groups]))
     yield Variable("member", ("member",), numbers.astype(np.int64), {"long_name": "number of the member"})
     clock = {"flow": ("time of the flow", "1 / learning rate"), "descent": ("iteration", "1")}[config.motion.verb]
+    clock = clock if config.motion.clock is None else ("value of the clock", "1")
     yield Variable("time", ("time",), np.asarray(sweep.ts, float), {"long_name": clock[0], "units": clock[1]})
     for name, values in sweep.design.coordinates().items():
         yield Variable(name, ("member",), values[numbers], {"long_name": f"swept axis {name}"})
@@ -37,7 +39,11 @@ def variables(config, sweep: sweeps.Sweep, members: Ensemble, store: Store | Mem
         members.array(store, "status").astype(np.int8),
         {"long_name": "how the run of the member ended", **status.flags(np.int8)},
     )
-    texts = {"steps": "steps taken", "t_end": "time reached"}
+    texts = {
+        "steps": "steps taken",
+        "t_end": "time reached",
+        "error_estimate": "distance of the log of the loss from the clock",
+    }
     for name in members.shapes[0].stats:
         yield Variable(name, ("member",), lambda name=name: members.array(store, name), {"long_name": texts[name]})
     for path, leaf in jax.tree_util.tree_leaves_with_path(members.shapes[0].kept):
@@ -62,8 +68,15 @@ def whole_states(config, chosen: list[int]) -> Iterator[Variable]:
     one, design, options = with_states(config, chosen)
     result = ensemble.run(one, design, progress=False, **options)
     yield Variable("whole", ("whole",), result.index, {"long_name": "number of the member whose states are kept"})
+    states = result.values
+    if isinstance(config.problem, skeleton.Network):
+        for number, leaf in enumerate(jax.tree.leaves(states)):
+            name = f"weights_{number}"
+            dims = (f"{name}_{axis}" for axis in range(leaf.ndim - 2))
+            yield Variable(name, ("whole", "time", *dims), leaf, {"long_name": f"weights, array {number}"})
+        return
     for name, dims in (("features", ("sample", "dim")), ("prototypes", ("class", "dim")), ("biases", ("class",))):
-        yield Variable(name, ("whole", "time", *dims), getattr(result.values, name), {"long_name": name})
+        yield Variable(name, ("whole", "time", *dims), getattr(states, name), {"long_name": name})
 
 
 def with_states(config, chosen: list[int]):

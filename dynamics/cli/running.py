@@ -20,8 +20,9 @@ from dynamics.cli import config as configuration
 from dynamics.cli import result
 from dynamics.cli import sweep as sweeps
 from dynamics.ensemble import Design, Ensemble, lock
+from dynamics.ensemble.engine import observed
 from dynamics.ensemble.store import Store
-from dynamics.trajectory import Trajectory
+from dynamics.trajectory import Trajectory, blank
 
 PACKAGES = ("dynamics", "jax", "jaxlib", "diffrax", "optax", "numpy")
 
@@ -59,7 +60,7 @@ def set_up(config: configuration.SweepConfig, devices: int) -> None:
         pass
 
 
-def kept(keep: configuration.Keep) -> Callable | None:
+def kept(keep: configuration.Keep, watch: Callable) -> Callable | None:
     """What stays of each member: its observables at the last saved time it reached, and at all times, where asked for."""
     if not (keep.final or keep.trajectories):
         return None
@@ -67,21 +68,29 @@ def kept(keep: configuration.Keep) -> Callable | None:
     def one(moved: Trajectory) -> dict:
         reached = jnp.clip(jnp.sum(jnp.asarray(moved.ts) <= moved.stats["t_end"]) - 1, 0)
         final = {f"{name}_final": values[reached] for name, values in moved.observed.items()} if keep.final else {}
-        return {**final, **(moved.observed if keep.trajectories else {})}
+        return {**final, **(watch(moved) if keep.trajectories else {})}
 
     return one
 
 
+def watched(config: configuration.SweepConfig, ts: np.ndarray) -> Callable:
+    """What is watched over time: everything observed, of a run along a clock not its stop between two of the times."""
+    if config.motion.clock is None:
+        return observed
+    return lambda moved: blank(moved.ts != ts, moved.observed)
+
+
 def assemble(config: configuration.SweepConfig, sweep: sweeps.Sweep, process: tuple[int, int] = (0, 1), chunk=None) -> Ensemble:
     """The ensemble of a sweep; nothing is compiled yet."""
-    run = config.run
+    run, watch = config.run, watched(config, sweep.ts)
     return Ensemble(
         sweep.one,
         sweep.design,
         key=sweep.key,
         cost=sweep.cost if run.sort else None,
         chunk=run.chunk if chunk is None else chunk,
-        keep=kept(config.keep),
+        keep=kept(config.keep, watch),
+        watch=watch,
         reduce=sweep.reduce,
         by=config.keep.by,
         lanes=run.lanes,

@@ -3,6 +3,7 @@
 Each noun in them (a loss, a start, a schedule) is still a plain table of its own keys.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -42,6 +43,16 @@ class Problem(Strict):
 
 
 @dataclass(frozen=True)
+class Network(Strict):
+    """A network on data."""
+
+    net: dict[str, Any]
+    data: dict[str, Any]
+    loss: dict[str, Any] = field(default_factory=lambda: {"kind": "Exponential"})
+    decay: float = 0.0
+
+
+@dataclass(frozen=True)
 class Rates(Strict):
     """Learning rates: `features` and `weights`; or `equal`; or `schedule` and `ratio`."""
 
@@ -63,6 +74,8 @@ class Motion(Strict):
     rtol: float | None = None
     atol: float | None = None
     max_steps: int | None = None
+    clock: Any = None
+    until_log_t: float | None = None
     norm_cap: float | None = None
     steps: int | None = None
     every: int | None = None
@@ -124,7 +137,7 @@ class SweepConfig(Strict):
     """A whole sweep file with every default filled in."""
 
     name: str
-    problem: Problem
+    problem: Problem | Network
     start: dict[str, Any]
     rates: Rates
     motion: Motion
@@ -134,6 +147,26 @@ class SweepConfig(Strict):
     sweep: list[Factor] = field(default_factory=list)
     keep: Keep = Keep()
     run: Run = Run()
+
+
+@dataclass(frozen=True)
+class PeeledSweep(SweepConfig):
+    """A sweep of layer-peeled problems."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class NetworkSweep(SweepConfig):
+    """A sweep of networks."""
+
+    problem: Network
+
+
+def kind(tables: Mapping[str, Any]) -> type[SweepConfig]:
+    """What a file describes: networks where its problem has a net or data."""
+    problem = tables.get("problem")
+    return NetworkSweep if isinstance(problem, Mapping) and {"net", "data"} & problem.keys() else PeeledSweep
 
 
 INSIDE = {"problem": Problem, "decay": Decay, "rates": Rates, "motion": Motion, "sweep": Factor, "zip": Zipped}

@@ -4,9 +4,11 @@ import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from dynamics import exact, simulate, validate
 from dynamics.cli import axes, members, nouns, sources
@@ -16,9 +18,10 @@ from dynamics.cli.members import START as START
 from dynamics.cli.spacing import points
 from dynamics.ensemble import Design, Histogram, Moments, Quantiles, Reduction
 from dynamics.ensemble.design import Group
-from dynamics.problems import LayerPeeled, Peeled
+from dynamics.problems import LayerPeeled, Problem
 from dynamics.rates import Rates
-from dynamics.trajectory import check_times
+from dynamics.simulate.clock import LogTime
+from dynamics.trajectory import Trajectory, check_times
 
 
 class Sweep(NamedTuple):
@@ -51,6 +54,8 @@ def build(config: SweepConfig, by: Literal["simulation", "formula"] | None = Non
     """
     motion = config.motion
     by = motion.by if by is None else by
+    if by == "formula" and motion.clock is not None:
+        raise ConfigError("motion.by: formulas go by physical time; leave out the clock, or simulate")
     try:
         validate.floating_dtype("precision", config.precision)
     except ValueError as error:
@@ -59,7 +64,9 @@ def build(config: SweepConfig, by: Literal["simulation", "formula"] | None = Non
     design = Design(*(tuple(one.axis for one in factor) for factor in swept))
     _check_keep(config, design)
     parts = Parts(config, [one for factor in swept for one in factor])
-    observe = None if states else {name: nouns.OBSERVABLES[name] for name in config.keep.observables}
+    known = nouns.family(vars(config.problem)).observables
+    named = {name: known[name] for name in config.keep.observables if name != nouns.LOG_TIME}
+    observe = None if states else named
     cited = members.check(parts, design, by)
     ts = _times(config)
     simulated = motion.verb == "flow" and by == "simulation"
@@ -71,17 +78,18 @@ def build(config: SweepConfig, by: Literal["simulation", "formula"] | None = Non
     except exact.NoClosedForm as error:
         raise ConfigError(f"motion.by: {error}") from error
     except ValueError as error:
-        raise nouns.at("motion", vars(motion), error) from error
+        message = re.sub("^ts", "times", re.sub("^until", "until_log_t", str(error)))
+        raise nouns.at("motion", vars(motion), ValueError(message)) from error
     return Sweep(
         design=design,
         one=one,
         key=parts.key,
-        cost=(lambda member, key: _cost(*parts(member, key)[:3], ts[-1])) if simulated else None,
+        cost=(lambda member, key: _cost(*parts(member, key)[:3], ts[-1])) if simulated and motion.clock is None else None,
         overstep=_overstep(parts, design) if motion.verb == "descent" else None,
         reduce=_reductions(config),
         ts=ts,
         observables=tuple(config.keep.observables),
-        sources=(*cited, *sources.references(nouns.OBSERVABLES[name] for name in config.keep.observables)),
+        sources=(*cited, *sources.references(named.values())),
     )
 
 
@@ -105,14 +113,22 @@ def _moved(parts: Parts, ts: np.ndarray, observe, by: str) -> Callable:
         return lambda member, key: exact.flow(*parts(member, key)[:3], ts, observe=observe)
     if motion.verb == "flow":
         options = {name: getattr(motion, name) for name in ("rtol", "atol", "max_steps", "norm_cap")}
-        return lambda member, key: simulate.flow(*parts(member, key)[:3], ts, observe=observe, **options)
+        if motion.clock is not None:
+            options["clock"] = nouns.built(nouns.CLOCKS, "motion.clock", motion.clock)
+            options["until"] = None if motion.until_log_t is None else LogTime(motion.until_log_t)
+
+        def flow(member, key):
+            moved = simulate.flow(*parts(member, key)[:3], ts, observe=observe, **options)
+            return _with_log_time(moved) if nouns.LOG_TIME in parts.config.keep.observables else moved
+
+        return flow
     names = ("every", "dt", "momentum", "nesterov", "batch_size", "shuffle")
 
     def one(member, key):
         problem, start, rates, tables = parts(member, key)
         options = {name: tables["motion"].get(name) for name in names}
         if by == "formula":
-            return exact.descent(problem, start, rates, steps, observe=observe, **options)
+            return exact.descent(problem, start, rates, steps, observe=observe, **options)  # pyright: ignore[reportArgumentType]
         if options["batch_size"] is not None:
             options["key"] = jax.random.fold_in(key, MINIBATCHES)
         return simulate.descent(problem, start, rates, steps, observe=observe, norm_cap=motion.norm_cap, **options)
@@ -120,8 +136,14 @@ def _moved(parts: Parts, ts: np.ndarray, observe, by: str) -> Callable:
     return one
 
 
-def _cost(problem: LayerPeeled, start: Peeled, rates: Rates, t_end) -> jax.Array:
+def _with_log_time(moved: Trajectory) -> Trajectory:
+    return eqx.tree_at(lambda moved: moved.observed, moved, {**moved.observed, nouns.LOG_TIME: moved.log_t})
+
+
+def _cost(problem: Problem, start: PyTree, rates: Rates, t_end) -> jax.Array:
     """About how many steps an explicit solver needs: each part's clock at the end times its curvature at the start."""
+    if not isinstance(problem, LayerPeeled):
+        return problem.stiffness(start) * rates.weights.integral(t_end)
     features, prototypes = (jnp.sum(jnp.square(part)) for part in (start.features, start.prototypes))
     per_sample = 1 / problem.num_samples
     clocks = rates.features.integral(t_end), rates.weights.integral(t_end)
@@ -136,7 +158,8 @@ def _overstep(parts: Parts, design: Design) -> Callable | None:
     def one(member, key):
         problem, _, rates, tables = parts(member, key)
         motion = tables["motion"]
-        bound = exact.max_step(problem, rates, momentum=motion["momentum"], nesterov=motion["nesterov"])
+        damping = {"momentum": motion["momentum"], "nesterov": motion["nesterov"]}
+        bound = exact.max_step(problem, rates, **damping)  # pyright: ignore[reportArgumentType]
         return jnp.where(bound > 0, motion["dt"] / bound, 0.0)
 
     try:

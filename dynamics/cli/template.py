@@ -22,6 +22,11 @@ decay = {{ features = 0.01, prototypes = 0.05, biases = 0.0 }}
 # adjusted = 0.1                       # with normalize, anchored and a linear loss
 # sample_weights = [...]               # one a sample, their mean is one
 
+# a network instead, of dynamics.nets, with rates = {{ equal = 1.0 }} and start = {{ kind = "weights", scale = 1.0 }}:
+# net = {{ kind = "two_layer", width = 20 }}
+# data = {{ kind = "separable", samples = 10, dim = 3, gap = 0.3 }}
+# loss = {{ kind = "Exponential" }}        # and no other key but decay, a number
+
 [start]
 kind = "gaussian"                      # any start of dynamics.initial, also "balanced"
 dim = 16
@@ -44,6 +49,8 @@ times = {{ start = 0.0, stop = 20.0, num = 21 }}   # or a list; spacing = "linea
 # rtol = 1e-8
 # atol = 1e-8
 # max_steps = 100000
+# clock = "auto"                       # of networks: times are values of a clock, of dynamics.clocks
+# until_log_t = 1000.0                 # and the run ends at this logarithm of time
 # norm_cap = 1e6                       # members that pass it are stopped
 # instead of times and tolerances, for verb = "descent":
 # steps = 1000

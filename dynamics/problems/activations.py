@@ -18,16 +18,19 @@ class Power:
 
     - `power`: k >= 1.
     - `slope`: s, of the negative side; 1 with `power=1` is the identity.
-    - `at_zero`: the derivative that is used at z = 0, where it is a choice: for power 1 any number from `slope` to 1.
+    - `at_zero`: the derivative that is used at z = 0, where it is a choice: for power 1 any number from `slope` to 1; None is
+      `slope`, so 0 for the ReLU.
     """
 
     power: int = 1
     slope: float = 0.0
-    at_zero: float = 0.0
+    at_zero: float | None = None
 
     def __post_init__(self):
         validate.whole("power", self.power, 1)
-        if self.power == 1 and not min(self.slope, 1.0) <= self.at_zero <= max(self.slope, 1.0):
+        if self.at_zero is None:
+            object.__setattr__(self, "at_zero", self.slope)
+        elif self.power == 1 and not min(self.slope, 1.0) <= self.at_zero <= max(self.slope, 1.0):
             raise ValueError(f"at_zero must lie between slope = {self.slope:g} and 1, got {self.at_zero:g}")
 
     @property
@@ -42,7 +45,7 @@ class Power:
         return side * (z if self.power == 1 else z * jnp.abs(z) ** (self.power - 1))
 
 
-IDENTITY = Power(slope=1.0, at_zero=1.0)
+IDENTITY = Power(slope=1.0)
 RELU = Power()
 
 

@@ -16,7 +16,7 @@ from dynamics.schedules import Constant
 from dynamics.simulate.bisection import Bisection
 from dynamics.simulate.clock import At, Clock, LogLoss, LogTime, Polar
 from dynamics.simulate.clock_frames import Frame, Given, augmented, measured, plain
-from dynamics.simulate.general_flow import _Checked
+from dynamics.simulate.general_flow import TrustedTimes
 from dynamics.simulate.kink_steps import KinkSteps, RungeKutta4
 from dynamics.simulate.prepared import Prepared, ending, look, prepare
 from dynamics.trajectory import Trajectory, blank
@@ -220,7 +220,7 @@ def _solved(run: Prepared, plan: Plan, given: Given, moves, until: LogTime | Non
         event=diffrax.Event(events, Bisection()),
         max_steps=max_steps,
         throw=False,
-        adjoint=_Checked(ts=xs),
+        adjoint=TrustedTimes(ts=xs),
     )
     assert solution.ys is not None
     saved, end = solution.ys

@@ -43,7 +43,7 @@ def general_flow(run: Prepared, observe, max_steps: int) -> Run:
             event=diffrax.Event(stop),
             max_steps=max_steps,
             throw=False,
-            adjoint=_Checked(ts=times),
+            adjoint=TrustedTimes(ts=times),
         )
     assert solution.ys is not None
     saved, (last_time, last_state) = solution.ys
@@ -60,7 +60,7 @@ def general_flow(run: Prepared, observe, max_steps: int) -> Run:
     return Run(saved, code, jnp.where(run.valid, solution.stats["num_steps"], 0), last_time)
 
 
-class _Checked(diffrax.RecursiveCheckpointAdjoint):
+class TrustedTimes(diffrax.RecursiveCheckpointAdjoint):
     """Saves at times that are known to be in order.
 
     diffrax asks the host in every run whether save times are in order, and a program that calls the host is never kept on the
