@@ -1,7 +1,7 @@
 """Wide two-layer networks on the parity of two coordinates: what trains decides which margin is maximised.
 
-**Reference:** L. Chizat, F. Bach, Implicit bias of gradient descent for wide two-layer neural networks trained with the logistic
-loss (2020).
+**Reference:** L. Chizat, F. Bach, Implicit bias of gradient descent for wide two-layer neural networks trained with the
+logistic loss (2020).
 """
 
 import jax

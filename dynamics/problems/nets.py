@@ -159,7 +159,9 @@ def deep_linear(widths: tuple[int, ...], outputs: int | None = None) -> Dense:
     return Dense(tuple(widths), IDENTITY, outputs)
 
 
-def two_layer(width: int, *, power: int = 1, slope: float = 0.0, at_zero: float | None = None, outputs: int | None = None) -> Dense:
+def two_layer(
+    width: int, *, power: int = 1, slope: float = 0.0, at_zero: float | None = None, outputs: int | None = None
+) -> Dense:
     """One hidden layer of (leaky) ReLU units or their powers, degree `power` + 1."""
     return Dense((width,), Power(power, slope, at_zero), outputs)
 
