@@ -280,8 +280,8 @@ Measured before on machines like this one with jax 0.10, not in this run:
 - Huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`): new memory costs half, for the peers too; no ratio moves.
 
 What does, outside this library's reach: `jax.jit(..., compiler_options={"xla_cpu_prefer_vector_width": 512})` made motions in
-lanes 1.2 to 1.3 times faster on a CPU with such vectors; `ensemble.run` and `ensemble.Dealt` set it by themselves. And `NPROC=1`
-in the environment, in float32: see below.
+lanes 1.2 to 1.3 times faster on a CPU with such vectors; `ensemble.run` and `ensemble.Dealt` set it by themselves. And
+`NPROC=1` in the environment, in float32: see below.
 """
 
 SHORT = """
@@ -289,14 +289,14 @@ SHORT = """
 
 What stands between the ratios and the targets that are not reached, measured on one core of the same machine:
 
-- FLOW-S-OBS. A step of sixteen members takes 61 microseconds: 37 for six right-hand sides, 15 for their combinations, 10 for the
-  error and the norm; a member takes 16 steps at the tolerance that the gate asks for. Looking takes 19 microseconds for sixteen,
+- FLOW-S-OBS. A step of sixteen members takes 61 microseconds: 37 for six right-hand sides, 15 for their combinations, 10 for
+  the error and the norm; a member takes 16 steps at the tolerance that the gate asks for. Looking takes 19 microseconds for sixteen,
   interpolating 3; and as members save at different steps, 50 times take 69 rounds. Together 210 microseconds a member, of which
   80 are steps. Ten times the base would be 140.
 - FLOW-S. Steps 75 microseconds a member, interpolating and writing 64, and 40 for memory that is new in every call, from 1024
   members on. The ratio moved between 4.6 and 6.1 within a day, with the speed of the machine (that of a SciPy loop by 1.5).
-- GD-S in float32, SCHEDULES. XLA splits a loop over its threads where it counts more operations than bytes, which in float32 the
-  products of a step have and in float64 have not. A step then takes four times as long: 1.0 microseconds a member, where one
+- GD-S in float32, SCHEDULES. XLA splits a loop over its threads where it counts more operations than bytes, as in float32 the
+  products of a step do and in float64 do not. A step then takes four times as long: 1.0 microseconds a member, where one
   thread takes 0.24. With `NPROC=1` nothing is split, and GD-S in float32 reached 8.6; but programs on several devices may then
   wait for each other, and so it is not what is set here.
 - GRAD-S-CE. Steps are controlled by the error of the state, which does not see that of its derivatives: a gradient within 1e-5

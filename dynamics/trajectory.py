@@ -104,8 +104,16 @@ def blank(where: Bool[Array, " times"], values: PyTree) -> PyTree:
     """NaN in every entry of the marked times; integers and booleans become floats to hold it."""
 
     def one(leaf):
-        leaf = leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(jnp.result_type(float))
         return jnp.where(jnp.reshape(where, where.shape + (1,) * (leaf.ndim - 1)), jnp.nan, leaf)
+
+    return jax.tree.map(one, floating(values))
+
+
+def floating(values: PyTree) -> PyTree:
+    """Integers and booleans as floats, which can hold the NaN of what was not reached."""
+
+    def one(leaf):
+        return leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(jnp.result_type(float))
 
     return jax.tree.map(one, values)
 

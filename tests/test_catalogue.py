@@ -22,6 +22,10 @@ mse.saxe_mode mse.hyperbolic_mode mse.deep_mode mse.minimiser mse.bias_transitio
 ce.minimiser ufm.origin_threshold ce.layer_peeled ce.minority_ridge ce.minority_constrained mse.mpp_linear mse.mpp_subspace
 mse.decomposition mse.central_loss mse.central_omega
 anchor.single anchor.two_point anchor.deep_balanced anchor.rate_constants anchor.linear_maxmargin anchor.orthoclusters
+margin.loss_based_lr sgd.euler sgd.limit steepest.monotone steepest.bregman steepest.linear
+clock.equivalence time.quasistatic margin.smoothed_monotone margin.rates margin.identity margin.eps_identity
+margin.delta_bound margin.beta_integral margin.kkt margin.relu_sliding nearhom.offset logreg.direction
+align.direction align.gradient align.balance align.rank1 align.layers align.maxmargin align.imbalance_rate align.margin_value
 recipe.imbalance recipe.rlr fig.1 fig.4 fig.5 fig.6 fig.7 fig.8 fig.9 fig.15""".split()
     + ["mse.riccati + bias"]
 )

@@ -109,11 +109,15 @@ def test_an_unseparated_start_needs_no_switch():
     assert problem.misclassified(state) > 0
     expected = scipy_flow(np.asarray(problem.inputs), np.asarray(problem.targets), state, [0, 100])[-1]
     rates, stop = dyn.Rates.equal(4.0), dyn.LogTime(float(np.log(25.0)))
-    moved = dyn.flow(problem, state, rates, [0.0, 50.0, 60.0], clock="auto", until=stop, rtol=1e-10)
+    weights = lambda problem, state: jnp.concatenate([jnp.ravel(leaf) for leaf in state])
+    watched = {"weights": weights, "misclassified": dyn.observables.misclassified}  # whole numbers too
+    moved = dyn.flow(problem, state, rates, [0.0, 50.0, 60.0], clock="auto", until=stop, rtol=1e-10, observe=watched)
     assert moved.ok
+    np.testing.assert_array_equal(moved.observed["misclassified"], [problem.misclassified(state), 0, np.nan])
     np.testing.assert_allclose(moved.log_t[1], np.log(25), rtol=1e-12)  # at rate 4, a quarter of the time
-    np.testing.assert_allclose(flat(moved.states, 1), expected, rtol=0, atol=1e-8 * np.linalg.norm(expected))
-    assert np.isnan(moved.ts[2]) and np.isnan(moved.log_t[2]) and np.all(np.isnan(flat(moved.states, 2)))
+    weights = moved.observed["weights"]
+    np.testing.assert_allclose(weights[1], expected, rtol=0, atol=1e-8 * np.linalg.norm(expected))
+    assert np.isnan(moved.ts[2]) and np.isnan(moved.log_t[2]) and np.all(np.isnan(weights[2]))
 
 
 def balanced_log_time(depth, gamma, samples, start, end):

@@ -9,6 +9,7 @@ import pytest
 from tests.helpers import ROOT
 
 README, SWEEPS, FAULTS = ROOT / "README.md", ROOT / "docs" / "sweeps.md", ROOT / "docs" / "faults.md"
+NETWORKS = ROOT / "docs" / "networks.md"
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -60,7 +61,32 @@ def test_a_sweep_from_a_file(tmp_path, monkeypatch, capsys):
     assert "('peak_cell', 'decay_cell', 'time')" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", [README, SWEEPS, FAULTS], ids=lambda path: path.name)
+@pytest.mark.slow
+def test_the_guide_to_networks(tmp_path, monkeypatch, capsys):
+    """Every example, one after the other; what they find against what the theory says."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    names = executed(NETWORKS, "".join(blocks(NETWORKS, "python")))
+    printed = capsys.readouterr().out
+    assert "not of the declared degree 2" in printed
+    assert names["many"].ok.all() and np.nanmax(names["many"].log_t) == pytest.approx(1000)
+    assert 0.95 * names["limit"] < np.min(names["last"]) and np.max(names["last"]) <= names["limit"]
+    assert all(abs(ratio - 1) < 5e-3 for ratio in names["ratios"].values())
+    assert all(found.held for found in names["dyn"].verify.report(names["carried"], names["monitors"]).values())
+    np.testing.assert_allclose(names["simulated"].log_t, names["times"], rtol=1e-6)
+    assert names["draw"]("margins")[0].exists()
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_guide_to_networks_is_one():
+    from dynamics.cli import config, sweep
+
+    pytest.importorskip("pydantic")
+    (text,) = blocks(NETWORKS, "toml")
+    assert sweep.build(config.loads(text)).design.size == 128
+
+
+@pytest.mark.parametrize("page", [README, SWEEPS, FAULTS, NETWORKS], ids=lambda path: path.name)
 def test_every_file_it_links_exists(page):
     links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     assert links

@@ -166,7 +166,9 @@ def two_layer(
     return Dense((width,), Power(power, slope, at_zero), outputs)
 
 
-def deep(widths, *, power: int = 1, slope: float = 0.0, at_zero: float | None = None, outputs: int | None = None) -> Dense:
+def deep(
+    widths: tuple[int, ...], *, power: int = 1, slope: float = 0.0, at_zero: float | None = None, outputs: int | None = None
+) -> Dense:
     """Several hidden layers of (leaky) ReLU units or their powers."""
     return Dense(tuple(widths), Power(power, slope, at_zero), outputs)
 

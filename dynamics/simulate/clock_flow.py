@@ -19,7 +19,7 @@ from dynamics.simulate.clock_frames import Frame, Given, augmented, measured, pl
 from dynamics.simulate.general_flow import TrustedTimes
 from dynamics.simulate.kink_steps import KinkSteps, RungeKutta4
 from dynamics.simulate.prepared import Prepared, ending, look, prepare
-from dynamics.trajectory import Trajectory, blank
+from dynamics.trajectory import Trajectory, blank, floating
 
 FAR = 1e5
 """Logarithms of times, and falls of the log-loss, beyond which explicit solvers take too many steps."""
@@ -180,7 +180,7 @@ def _solved(run: Prepared, plan: Plan, given: Given, moves, until: LogTime | Non
         return tree.select(moves, motion, jax.tree.map(jnp.zeros_like, motion))
 
     def seen(x, y, given):
-        return look(run, observe, x, y[0]), *frame.read(x, y, given)
+        return floating(look(run, observe, x, y[0])), *frame.read(x, y, given)
 
     def below_cap(t, y, args, **_):
         return (run.norm_cap - tree.norm(y[0])).astype(float)  # diffrax takes events in the usual dtype alone

@@ -12,6 +12,7 @@ from dynamics import status
 from dynamics.simulate.general_descent import Descending, judge
 from dynamics.simulate.lanes_last import apart, lanes_last, row_sum
 from dynamics.simulate.prepared import Run
+from dynamics.trajectory import floating
 
 UNROLL = 2
 """Steps in the body of the loop: with two, a state goes to and fro between two places and is never copied."""
@@ -49,7 +50,7 @@ def lane_descent(arrays: Descending, static: Descending, has_axis: Descending, l
         return lambda *args: eqx.combine(args[-1], static_functions)[name](*args[:-1])
 
     def look(row, x, given):
-        return jax.tree.map(_floating, call("look")(row, x, given))
+        return floating(call("look")(row, x, given))
 
     zero = jnp.zeros((), jnp.int32)
     rows, chunks = static.steps // static.every + 1, -(-members // lanes)
@@ -142,8 +143,3 @@ def _partial_squares(leaf: Float[Array, "*rows lanes"]) -> Float[Array, "rows la
     parts = next(n for n in range(min(len(leaf), 24), 0, -1) if len(leaf) % n == 0)
     first, *rest = leaf.reshape(parts, -1, leaf.shape[-1])
     return functools.reduce(lambda total, part: total + part * part, rest, first * first)
-
-
-def _floating(leaf):
-    """Integers and booleans as floats, which can hold the NaN of what was not reached."""
-    return leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(jnp.result_type(float))

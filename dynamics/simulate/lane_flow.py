@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamics.simulate.lane_step import Moving, Stepper
 from dynamics.simulate.lanes_last import apart, lanes_last
+from dynamics.trajectory import floating
 
 FIRST_STEP = 0.01
 """The step that diffrax tries first where it is left to choose."""
@@ -84,11 +85,11 @@ def lane_flow(
     enough = max(1, lanes // 4)  # starting members costs about a step: it waits until so many lanes are free
 
     one = jax.tree.map(lambda leaf, flag: leaf[0] if flag else leaf, (starts, args), (everywhere, has_lanes))
-    kept = jax.eval_shape(lambda *all: jax.tree.map(_floating, look(*all)), ts[0], *one)
+    kept = jax.eval_shape(lambda *all: floating(look(*all)), ts[0], *one)
     pack, unpack = _packing(kept)
 
     def floating_look(t, state, args):
-        return pack(jax.tree.map(_floating, look(t, state, args)))
+        return pack(floating(look(t, state, args)))
 
     def all_velocities(t, y, mine):
         return lanes_last(velocity, (t, y, mine), (True, everywhere, has_lanes), lanes)
@@ -244,8 +245,3 @@ def _finite(leaf) -> Bool[Array, " lanes"]:
 
 def _masked(flag, values):
     return jax.tree.map(lambda leaf: jnp.where(flag, leaf, jnp.nan), values)
-
-
-def _floating(leaf):
-    """Integers and booleans as floats, which can hold the NaN of what was not reached."""
-    return leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(jnp.result_type(float))
