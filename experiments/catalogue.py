@@ -28,6 +28,8 @@ FILES: dict[str, str] = {
     """,
     "homogeneous": """
         anchors
+        clocks margins margin_rates direction deep_linear relu_sliding near_homogeneous logistic_direction
+        loss_based late_descent steepest_linear steepest_deep digits
     """,
 }
 
