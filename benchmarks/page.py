@@ -291,8 +291,8 @@ What stands between the ratios and the targets that are not reached, measured on
 
 - FLOW-S-OBS. A step of sixteen members takes 61 microseconds: 37 for six right-hand sides, 15 for their combinations, 10 for
   the error and the norm; a member takes 16 steps at the tolerance that the gate asks for. Looking takes 19 microseconds for
-  sixteen, interpolating 3; and as members save at different steps, 50 times take 69 rounds. Together 210 microseconds a member, of which
-  80 are steps. Ten times the base would be 140.
+  sixteen, interpolating 3; and as members save at different steps, 50 times take 69 rounds. Together 210 microseconds a
+  member, of which 80 are steps. Ten times the base would be 140.
 - FLOW-S. Steps 75 microseconds a member, interpolating and writing 64, and 40 for memory that is new in every call, from 1024
   members on. The ratio moved between 4.6 and 6.1 within a day, with the speed of the machine (that of a SciPy loop by 1.5).
 - GD-S in float32, SCHEDULES. XLA splits a loop over its threads where it counts more operations than bytes, as in float32 the
