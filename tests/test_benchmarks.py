@@ -255,6 +255,7 @@ def test_the_committed_page_is_that_of_the_committed_result():
 # ---- what is true ----
 
 
+@pytest.mark.slow
 def test_truth_against_the_library_and_its_own_derivative():
     problem, labels = members.cross_entropy(3, 2), np.repeat(np.arange(3), 2)
     state = jax.tree.map(lambda leaf: leaf[0], members.starts(problem, 5, 2, 0.8))

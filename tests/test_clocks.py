@@ -130,7 +130,7 @@ def balanced_log_time(depth, gamma, samples, start, end):
         return float(end + mpmath.log(integral) - mpmath.log(depth * samples) - 2 * mpmath.log(gamma) / depth)
 
 
-@pytest.mark.parametrize("depth", [1, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (2, 3)), 4])
+@pytest.mark.parametrize("depth", [*(pytest.param(depth, marks=pytest.mark.slow) for depth in (1, 2, 3)), 4])
 def test_times_are_those_of_the_closed_form(depth):
     gamma, beside = 0.7, 0.9
     inputs = np.array([[gamma, beside], [gamma, -beside], [-gamma, beside], [-gamma, -beside]])
@@ -231,6 +231,7 @@ def test_members_that_never_separate_are_listed():
         clocks.unseparated(problem, watched)
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_differences():
     problem = linear_net((3,))
     state = dyn.initial.weights(problem, key=jax.random.key(2))

@@ -135,6 +135,7 @@ def ended(process) -> dict:
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_later_process_compiles_nothing_and_two_may_fill_the_cache_at_once(tmp_path):
     folder = tmp_path / "cache"

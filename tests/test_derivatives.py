@@ -119,6 +119,7 @@ def test_exact_flow(name):
     assert worst_gap(one, shown(shape), 1e-3, unused) <= 1e-6
 
 
+@pytest.mark.slow
 def test_exact_flow_between_jumps():
     def one(x):
         weights = Piecewise(x["rates"][1] * jnp.array([1.0, 0.2, 2.0]), x["cuts"])

@@ -100,6 +100,7 @@ def test_processes_share_the_chunks(reference):
         np.testing.assert_allclose(both, reference.values.observed[name], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gone_on_with_on_fewer_devices(reference, tmp_path):
     moved(chunk=8, devices=None, store=tmp_path)
     (tmp_path / "chunks" / "chunk-000001.npz").unlink()
@@ -157,6 +158,7 @@ def test_statistics_need_no_member(reference):
             np.testing.assert_allclose(found, exact, rtol=2.0**-11)
 
 
+@pytest.mark.slow
 def test_statistics_to_the_bit_for_the_same_chunks(tmp_path):
     options = {"chunk": 4, "reduce": [Moments(), Quantiles()], "keep": None}
     one, other, stored = moved(**options), moved(**options, devices=None), moved(**options, store=tmp_path)

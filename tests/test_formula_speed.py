@@ -191,6 +191,7 @@ def test_observables_against_their_definitions_on_the_dense_exponential(name):
                 assert abs(found - expected[key]) <= 1e-11 * max(abs(expected[key]), size), (key, k)
 
 
+@pytest.mark.slow
 def test_observables_without_states_are_those_of_states_at_extreme_times_and_in_single_precision():
     """Scaled, at clocks where no state can be written down; each name also as a function that only states can answer."""
     shape = Shape(balanced(4, 3), 3, bias=False)

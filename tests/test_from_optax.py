@@ -33,6 +33,7 @@ def test_cosine():
     assert answers[0].dtype == answers[1].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_steps_with_their_jumps_given():
     schedule = FromOptax(optax.piecewise_constant_schedule(0.5, {300: 0.1, 600: 0.1}), 1000.0, jumps=[300.0, 600.0])
     ts = np.array([0.0, 250.0, 300.0, 450.0, 600.0, 601.0, 1000.0, 1300.0])
@@ -43,6 +44,7 @@ def test_steps_with_their_jumps_given():
     assert float(schedule.peak()) == 0.5
 
 
+@pytest.mark.slow
 def test_states_what_a_step_it_was_not_told_of_costs():
     ts = np.linspace(0.0, 10.0, 401)
     too_small = {}

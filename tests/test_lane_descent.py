@@ -119,6 +119,7 @@ def test_single_precision_and_observables():
         assert bool(moved.observed["first"][1, k]) == (point.biases[0] > 0)
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_general_way_and_of_differences():
     x = numbers(LABELS, DIM, 2, 4)
     turn = np.random.default_rng(5).normal(size=(5, DIM))

@@ -269,6 +269,7 @@ def test_members_end_as_they_do_the_general_way():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rates_that_jump_each_at_a_time_of_its_own():
     problem = dyn.LayerPeeled.balanced(2, 2, loss=dyn.losses.SquaredError(), decay=dyn.Decay(0.1, 0.1))
     many, cuts, ts = starts(problem, 3, 9), np.linspace(0.5, 2.5, 9), np.array([1.0, 3.0])

@@ -87,7 +87,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "three classes" else pytest.mark.slow) for name in RUNS]
+)
 def test_flows_of_smooth_homogeneous_nets_keep_every_identity(name):
     """Four members in one call; beside the monitors the margins, whose growth along the run is judged by differences."""
     net, loss = RUNS[name]
@@ -122,6 +124,7 @@ def test_flows_of_smooth_homogeneous_nets_keep_every_identity(name):
     np.testing.assert_allclose(logs[0] / logs[1], (slopes[:, 1:] + slopes[:, :-1]) / 2, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_relu_flows_keep_the_balance_of_every_unit():
     """Leaky and deep: whatever the kinks do, incoming and outgoing weights grow alike; weight decay breaks it."""
     inputs, targets = data(width=3)
@@ -143,6 +146,7 @@ def test_relu_flows_keep_the_balance_of_every_unit():
         assert float(found.first_time[1]) == pytest.approx(0.1) and float(found.first_value[1]) > 1e-3
 
 
+@pytest.mark.slow
 def test_large_steps_are_caught():
     """Descent is no flow: with large steps the smoothed margin falls and the balance drifts, and the report says when first."""
     inputs, targets = data()
@@ -187,6 +191,7 @@ def test_nearly_homogeneous_nets_keep_theirs():
         assert np.all(np.asarray(run.observed["nearhom.offset"]) < np.asarray(run.observed["plain"]))
 
 
+@pytest.mark.slow
 def test_single_precision_carries_monitors():
     inputs, targets = (part.astype(np.float32) for part in data())
     problem = dyn.Network(dyn.nets.deep_linear((3,)), inputs, targets)

@@ -200,6 +200,7 @@ def test_single_precision_stays(name):
         np.testing.assert_allclose(got[each], expected[each], rtol=2e-4, atol=2e-5, err_msg=each)
 
 
+@pytest.mark.slow
 def test_geometric_margin_is_the_margin_of_layers_of_unit_norm():
     for name in ("linear", "deep linear", "deep squares", "three classes"):
         case = CASES[name]
@@ -414,6 +415,7 @@ def test_clarke_kkt_says_what_it_takes():
     assert np.isnan(float(obs.kkt_stationarity(dyn.Network(case.net, inputs, wrong), state)))
 
 
+@pytest.mark.slow
 def test_the_way_of_the_direction():
     """Against plain loops; a short step along the force has the alignment of force and weights."""
     states = (draw(9, 3, 2), draw(9, 4, seed=1))

@@ -97,6 +97,7 @@ def test_members_that_cannot_use_the_clock_say_so():
     assert "outside_assumptions" in names and names <= {"outside_assumptions", "ok"}
 
 
+@pytest.mark.slow
 def test_other_nets_data_and_verbs_from_tables():
     descent = "motion={verb='descent', steps=3, dt=0.01}"
     cases = {

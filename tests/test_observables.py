@@ -263,6 +263,7 @@ def test_single_precision_stays():
         assert float(narrow[name]) == pytest.approx(float(wide[name]), rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_balance_is_conserved_by_every_loss():
     """Under cross-entropy, with s lambda1 = lambda2: the balance decays as exp(-2 lambda2 zeta2), and stays without decay."""
     ratio, ts = 2.0, jnp.array([0.0, 1.0, 4.0])

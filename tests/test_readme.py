@@ -39,6 +39,7 @@ def test_the_sweep_of_the_readme_is_one():
     assert sweep.build(config.loads(text)).design.size == 600
 
 
+@pytest.mark.slow
 def test_a_sweep_from_a_script(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script, static, _ = blocks(SWEEPS, "python")

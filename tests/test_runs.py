@@ -164,6 +164,7 @@ def test_interrupted(place, unbroken):
         same_files(place / name, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_of_two_devices(place, unbroken):
     shared = ("run", "small.toml", "--out", "shared", "--devices", "2", "--process-count", "2", "--process-index")
@@ -296,6 +297,7 @@ def test_resumed_under_other_versions_says_so(unbroken, capsys, monkeypatch):
     assert Store.open(folder).history[-2]["environment"]["device"] == "another device"
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_and_is_resumed(place, unbroken, capsys, monkeypatch):
     written = []
     real = Store.write
@@ -315,6 +317,7 @@ def test_a_full_disk_stops_and_is_resumed(place, unbroken, capsys, monkeypatch):
     assert (place / "full" / "result.nc").read_bytes() == (unbroken / "result.nc").read_bytes()
 
 
+@pytest.mark.slow
 def test_failed_members_are_written_and_counted(place, capsys):
     words = ("run", place / "small.toml", "--set", "motion.norm_cap=4.0", "--set", "sweep.1.count=20", "--quiet")
     code, text = call(capsys, *words, "--out", place / "capped")
@@ -407,6 +410,7 @@ def test_wrong_words(tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.toml", "link", "taken"]  # nothing was made
 
 
+@pytest.mark.slow
 def test_overwrite_moves_the_old_run_aside(unbroken, capsys):
     folder = copy(unbroken, "again")
     words = ("run", folder / "config.toml", "--out", folder, "--set", "sweep.1.count=4", "--quiet")
@@ -434,6 +438,7 @@ def test_help_has_an_example(capsys):
     assert call(capsys)[0] == 2
 
 
+@pytest.mark.slow
 def test_names_and_texts_of_any_language(tmp_path, capsys):
     place = tmp_path / "čas a prostor"
     place.mkdir()

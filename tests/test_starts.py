@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import dynamics as dyn
 from dynamics import status
@@ -26,6 +27,7 @@ def best_biases(state) -> np.ndarray:
     return (WEIGHTS[:, None] * residual).mean(axis=0) / 1.3
 
 
+@pytest.mark.slow
 def test_slaved_biases_are_the_best_ones():
     problem, state = slaved(), start(slaved(), 4)
     complete = problem.complete(state)
@@ -130,6 +132,7 @@ def test_the_adjusted_prototype_pulls_as_a_prototype_at_the_border_would():
         np.testing.assert_allclose(force, 2 * expected, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_an_adjusted_start_leaves_even_from_the_pole():
     problem, stuck = spherical(adjusted=0.1), anti_aligned(5)
     pull = np.asarray(problem.label_coupling.pull_features(stuck.prototypes)[5])

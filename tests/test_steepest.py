@@ -379,6 +379,7 @@ def test_late_stochastic_descent_is_an_euler_scheme_of_the_direction(batch_size)
 # how runs end, and what is refused
 
 
+@pytest.mark.slow
 def test_float32():
     """Near the iterates of the same start in float64."""
     x, y = separable(0)

@@ -71,6 +71,7 @@ def test_mean_and_second_moment_are_those_of_every_draw(batch_size, fields):
     np.testing.assert_allclose(moved.states.biases[-1], biases, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_moments_at_every_second_iterate_and_in_float32():
     begin = start(problem(), 4)
     whole = exact(problem(), begin, 6, batch_size=2)
