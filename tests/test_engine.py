@@ -140,6 +140,7 @@ def test_useful_steps_are_counted(reference):
         assert np.isnan(run(plain, np.arange(4.0), progress=False).report.useful)
 
 
+@pytest.mark.slow
 def test_statistics_need_no_member(reference):
     reductions = [Moments(), Quantiles((0.25, 0.5), digits=10), Histogram((0.0, 1.0, 2.0, 4.0))]
     for by, chunk in (((), 8), (("rate",), 15)):

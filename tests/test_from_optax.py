@@ -17,6 +17,7 @@ def anneal(t):
     return 0.05 + 0.45 * (1 + math.cos(math.pi * t / 700)) / 2 if t < 700 else 0.05
 
 
+@pytest.mark.slow
 def test_cosine():
     schedule = FromOptax(optax.cosine_decay_schedule(0.5, 700, alpha=0.1), 1000.0)
     ts = np.linspace(0.0, 1200.0, 25)

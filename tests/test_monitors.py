@@ -164,6 +164,7 @@ def test_large_steps_are_caught():
     assert not bool(balance.held) and float(balance.first_time) == 1.0 and int(balance.violated) > 30
 
 
+@pytest.mark.slow
 def test_nearly_homogeneous_nets_keep_theirs():
     """The modified margin of softplus and skip nets; a bound that is too small is not kept."""
     inputs, targets = data(6)

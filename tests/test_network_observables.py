@@ -287,6 +287,7 @@ def test_layers_balance_and_rank():
     refused(lambda: obs.neuron_balance(smooth, tuple(weights_of(CASES["softplus"]))), "net", "activations of a degree")
 
 
+@pytest.mark.slow
 def test_pre_activations_on_kinks():
     """Inputs moved onto the hyperplanes of chosen units, by Gram and Schmidt."""
     case = CASES["ReLU"]

@@ -80,6 +80,7 @@ def good_and_bad():
     return [(run(given, 7), flow(given)) for given in (x, spoiled(x))], run
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_flow_through_jumps(good_and_bad):
     ((mine, work), flow), _ = good_and_bad[0]
     assert np.all(mine.status == dyn.status.OK)
@@ -116,6 +117,7 @@ def test_nothing_depends_on_the_segment(good_and_bad):
     assert same(run(spoiled(members(7)), 7)[0], good_and_bad[0][1][0][0])
 
 
+@pytest.mark.slow
 def test_cross_entropy_against_an_ode_solver():
     shape = Shape(balanced(3, 3), 5)
     x, labels = cases.numbers(shape, 7, 31, decay=True), np.array(shape.labels)
@@ -179,6 +181,7 @@ def test_an_implicit_solver_takes_few_steps_where_it_is_stiff():
             assert np.max(np.abs(cases.at(moved.states, i, k).flat() - point.flat())) <= 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_of_no_length_returns_the_start():
     x = members(2)
     x["features"][1, 0, 0] = np.inf

@@ -43,6 +43,7 @@ def test_slaved_biases_are_the_best_ones():
     np.testing.assert_allclose(problem.force(state).prototypes, -slope.prototypes, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_slaved_biases_are_shown_along_the_motion():
     problem, state = slaved(), start(slaved(), 4)
     moved = descent(problem, state, RATES, steps=4, dt=0.5)

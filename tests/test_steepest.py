@@ -287,6 +287,7 @@ def test_linear_predictors_reach_the_largest_margin_of_their_own_norm():
         assert np.sum(others < 0.99) > 30 and np.max(others) < 1
 
 
+@pytest.mark.slow
 @EACH_NORM
 def test_the_soft_margin_never_falls(name):
     """Two-layer linear net, steps of 1e-3, once the loss is below one; its bound is that of a linear program.
