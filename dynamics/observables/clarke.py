@@ -67,7 +67,7 @@ def clarke_kkt(problem: Network, state, *, tolerance: float = 1e-3) -> ClarkeKKT
     inner, outer, units = (part / np.sqrt(least) for part in (inner, outer, units))
     free = np.asarray(on_kink(tolerance)(problem, state))
     sides = np.sort([slope, 1.0])
-    fixed = np.where(z > 0, 1.0, np.where(z < 0, slope, net.activation.at_zero))
+    fixed = np.where(z > 0, 1.0, np.where(z < 0, slope, net.activation.slope_at_zero))
 
     def corner(residual: np.ndarray) -> np.ndarray:
         """The slopes, shape (samples, units), of the gradients that are furthest along a residual of the inner weights."""

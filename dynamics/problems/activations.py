@@ -28,10 +28,13 @@ class Power:
 
     def __post_init__(self):
         validate.whole("power", self.power, 1)
-        if self.at_zero is None:
-            object.__setattr__(self, "at_zero", self.slope)
-        elif self.power == 1 and not min(self.slope, 1.0) <= self.at_zero <= max(self.slope, 1.0):
-            raise ValueError(f"at_zero must lie between slope = {self.slope:g} and 1, got {self.at_zero:g}")
+        if self.power == 1 and not min(self.slope, 1.0) <= self.slope_at_zero <= max(self.slope, 1.0):
+            raise ValueError(f"at_zero must lie between slope = {self.slope:g} and 1, got {self.slope_at_zero:g}")
+
+    @property
+    def slope_at_zero(self) -> float:
+        """The derivative that is used at z = 0."""
+        return self.slope if self.at_zero is None else self.at_zero
 
     @property
     def degree(self) -> int:
@@ -41,7 +44,7 @@ class Power:
     def __call__(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         if self == IDENTITY:
             return z
-        side = jnp.where(z > 0, 1.0, jnp.where(z < 0, self.slope, self.at_zero)).astype(z.dtype)
+        side = jnp.where(z > 0, 1.0, jnp.where(z < 0, self.slope, self.slope_at_zero)).astype(z.dtype)
         return side * (z if self.power == 1 else z * jnp.abs(z) ** (self.power - 1))
 
 
