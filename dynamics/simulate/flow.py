@@ -18,7 +18,7 @@ from dynamics.simulate.general_flow import general_flow
 from dynamics.simulate.lane_flow import Ends, lane_flow
 from dynamics.simulate.lane_step import fits
 from dynamics.simulate.paths import batched_by, differentiated_by, pushed_forward
-from dynamics.simulate.prepared import Prepared, Run, as_trajectory, ending, lifted, look, prepare, velocity
+from dynamics.simulate.prepared import Prepared, Run, as_trajectory, closing, ending, lifted, look, prepare, velocity
 from dynamics.trajectory import Trajectory
 
 METHODS = ("auto", "general", "forward", "kernel")
@@ -101,6 +101,7 @@ def flow(
     run = prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap)
     if method == "forward" and not fits(run.solver):
         raise ValueError(f"method='forward' needs an explicit pair such as Tsit5 or Dopri8, got {run.solver!r}")
+    run = run._replace(closed=closing(run, observe))
     arrays, static = eqx.partition(run, eqx.is_array)
 
     def general(arrays: Prepared) -> Run:
@@ -111,7 +112,7 @@ def flow(
         run = eqx.combine(arrays, static)
         alike = norm_cap is None and not run.rates.rescaled
         reduction = None
-        if isinstance(run.problem, LayerPeeled):
+        if isinstance(run.problem, LayerPeeled) and not run.closed:
             reduction = choose(run.problem, run.start, observe=observe, alike=alike, saves=run.ts.shape[0])
         if reduction is None:
             return in_lanes(run, observe, max_steps)

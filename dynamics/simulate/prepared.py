@@ -4,7 +4,9 @@ import warnings
 from typing import NamedTuple
 
 import diffrax
+import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -13,6 +15,7 @@ from dynamics import status, validate
 from dynamics.problems import Problem
 from dynamics.rates import Rates, check_rates
 from dynamics.reduce import Reduction, kept_in_flow, view
+from dynamics.simulate.paths import Closed
 from dynamics.trajectory import (
     Trajectory,
     check_norm_cap,
@@ -28,7 +31,8 @@ class Prepared(NamedTuple):
     """A checked run of one member, every floating number in the dtype of the state.
 
     A bad member, not `valid`, moves nowhere from a harmless start: it costs a few steps and cannot hold up its batch.
-    `begins` is the status of the start. With a `reduction`, problem and start are the reduced ones.
+    `begins` is the status of the start. With a `reduction`, problem and start are the reduced ones. `closed`: the observables
+    that close over traced numbers, as functions of the state whose numbers are leaves.
     """
 
     problem: Problem
@@ -42,6 +46,7 @@ class Prepared(NamedTuple):
     atol: float
     solver: diffrax.AbstractSolver
     reduction: Reduction | None = None
+    closed: dict[str, Closed] = {}
 
 
 def prepare(problem, state, rates, ts, observe, rtol, atol, solver, norm_cap) -> Prepared:
@@ -75,6 +80,21 @@ def choices(rtol, atol, solver, dtype) -> tuple[float, float, diffrax.AbstractSo
     return rtol, atol, solver
 
 
+def closing(run: Prepared, observe: dict | None) -> dict[str, Closed]:
+    """The observables that close over traced numbers, such as those of a member: what moves many has to know them."""
+    arrays, static = eqx.partition((run.problem, run.start), eqx.is_array)
+
+    def closes(function) -> bool:
+        consts = jax.make_jaxpr(lambda arrays: observe_state({"": function}, *eqx.combine(arrays, static)))(arrays).consts
+        return any(isinstance(const, jax.core.Tracer) for const in consts)
+
+    found = {name: function for name, function in (observe or {}).items() if closes(function)}
+    return {
+        name: Closed(lambda state, name=name, f=f: observe_state({name: f}, run.problem, state)[name], run.start)
+        for name, f in found.items()
+    }
+
+
 def velocity(t, y, args):
     """The motion of a state; `args` is (problem, rates)."""
     problem, rates = args
@@ -83,6 +103,8 @@ def velocity(t, y, args):
 
 def look(run: Prepared, observe, t, y):
     """What is kept of a state at time `t`: the observed values, or the state itself, still reduced if it is."""
+    if run.closed:
+        observe = observe | {name: lambda problem, state, f=f: f(state) for name, f in run.closed.items()}
     if run.reduction is None:
         return observe_state(observe, run.problem, run.problem.complete(y))
     if observe is None:
