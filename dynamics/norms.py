@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from dynamics import state as tree
+from dynamics.observables import loss_inverse
 from dynamics.problems import Network
 
 
@@ -42,7 +43,7 @@ class Norm(eqx.Module):
         **Reference:** N. Tsilivis, G. Vardi, J. Kempe, Flavors of margin: implicit bias of steepest descent in homogeneous
         neural networks (2025).
         """
-        return _over(problem.loss.inverse(problem.log_loss(weights)), self(weights), problem.degree)
+        return _over(loss_inverse(problem, weights), self(weights), problem.degree)
 
     def bregman_gap(self, problem: Network, weights: PyTree) -> Float[Array, ""]:
         r"""$\|\theta\|^2 (1 - \langle g, \theta\rangle/(\|g\|_\star\|\theta\|)) \ge 0$: how far weights and scaled force are
@@ -55,16 +56,11 @@ class Norm(eqx.Module):
         neural networks (2025).
         """
         force, size = problem.scaled_force(weights), self(weights)
-        return size * (size - inner(force, weights) / self.dual(force))
+        return size * (size - tree.inner(force, weights) / self.dual(force))
 
 
 def _over(margin, size, degree) -> Float[Array, ""]:
     return jnp.where(size > 0, margin / size**degree, jnp.nan)
-
-
-def inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    """The sum over all entries of the product."""
-    return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
 
 
 class L2(Norm):

@@ -19,7 +19,12 @@ def norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-def select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
+def inner(x: PyTree, y: PyTree) -> Float[Array, ""]:
+    """The sum over all entries of the product."""
+    return jnp.sum(jnp.stack(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))))
+
+
+def select(condition: Bool[Array, "..."], yes: PyTree, no: PyTree) -> PyTree:
     """`yes` where the condition holds, else `no`, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 

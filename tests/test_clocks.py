@@ -106,14 +106,14 @@ def test_all_clocks_trace_the_curve_of_an_independent_solver(separated, clock):
 def test_an_unseparated_start_needs_no_switch():
     problem = linear_net((4, 4))
     state = dyn.initial.weights(problem, key=jax.random.key(1))
-    assert problem.misclassified(state) > 0
+    assert dyn.observables.misclassified(problem, state) > 0
     expected = scipy_flow(np.asarray(problem.inputs), np.asarray(problem.targets), state, [0, 100])[-1]
     rates, stop = dyn.Rates.equal(4.0), dyn.LogTime(float(np.log(25.0)))
     weights = lambda problem, state: jnp.concatenate([jnp.ravel(leaf) for leaf in state])
     watched = {"weights": weights, "misclassified": dyn.observables.misclassified}  # whole numbers too
     moved = dyn.flow(problem, state, rates, [0.0, 50.0, 60.0], clock="auto", until=stop, rtol=1e-10, observe=watched)
     assert moved.ok
-    np.testing.assert_array_equal(moved.observed["misclassified"], [problem.misclassified(state), 0, np.nan])
+    np.testing.assert_array_equal(moved.observed["misclassified"], [dyn.observables.misclassified(problem, state), 0, np.nan])
     np.testing.assert_allclose(moved.log_t[1], np.log(25), rtol=1e-12)  # at rate 4, a quarter of the time
     weights = moved.observed["weights"]
     np.testing.assert_allclose(weights[1], expected, rtol=0, atol=1e-8 * np.linalg.norm(expected))
@@ -264,7 +264,7 @@ def test_single_precision():
 def test_what_a_clock_refuses():
     problem = linear_net((4, 4))
     state = dyn.initial.weights(problem, key=jax.random.key(1))
-    wrong = int(problem.misclassified(state))
+    wrong = int(dyn.observables.misclassified(problem, state))
 
     def refused(match, problem=problem, rates=RATES, ts=(0.0, 1.0), **options):
         with pytest.raises(ValueError, match=match):
@@ -320,9 +320,13 @@ def check_far(widths, far, members=1, rtol=None):
     norms = np.sqrt(sum((np.asarray(leaf[:, 1:]) ** 2).reshape(members, 3, -1).sum(-1) for leaf in moved.states))
     ratios = np.min(targets * (product @ inputs.T), axis=-1) / norms**depth / (gamma * depth ** (-depth / 2))
     off = np.linalg.norm(product / np.linalg.norm(product, axis=-1, keepdims=True) - direction, axis=-1)
-    constants = (off * np.asarray(moved.log_t[:, 1:]))[:, 1:]  # at 1e4 terms of the next order are 3 % in the worst of 256
+    constants = off * np.asarray(moved.log_t[:, 1:])
     assert np.all(0.5 * off[:, -1] ** 2 < 1e-15)
-    np.testing.assert_allclose(constants, np.median(constants), rtol=0.03)
+    apart = np.abs(constants / np.median(constants) - 1)
+    assert np.all(apart[:, 1:] < 0.03)
+    # what a start leaves at 1e4 is of the next order: at 1e6 a hundredth of it
+    left = apart[:, 0] >= 0.03
+    np.testing.assert_allclose(apart[left, 0], 100 * apart[left, 1], rtol=0.1)
     return moved, ratios[:, -1]
 
 

@@ -100,12 +100,7 @@ def _growth(loss: MarginLoss, start, log_by):
     far = jax.nn.softplus(log_by - start)
     if isinstance(loss, Exponential):
         return far
-    # in two parts, up to q = 0 and on: at once from far below, the guess that the root is found from is far off
-    by = jnp.exp(jnp.minimum(log_by, _FAR))
-    first = jnp.clip(-start, 0.0, by)
-    near = log_lambert_growth(start, first)
-    near = near + log_lambert_growth(start + near, by - first)
-    return jnp.where(log_by > _FAR, far, near)
+    return jnp.where(log_by > _FAR, far, log_lambert_growth(start, jnp.exp(jnp.minimum(log_by, _FAR))))
 
 
 def single_sample(log_t, start=0.0, *, speed=1.0, loss: MarginLoss | None = None) -> Float[Array, "..."]:

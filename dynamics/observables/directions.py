@@ -19,13 +19,13 @@ def gradient_alignment(problem: Network, state: PyTree) -> Float[Array, ""]:
     differentiation takes one slope there: see `averaged_alignment`.
     """
     force = problem.scaled_force(state)
-    return _inner(_unit(state), _unit(force))
+    return tree.inner(_unit(state), _unit(force))
 
 
 def gradient_misalignment(problem: Network, state: PyTree) -> Float[Array, ""]:
     r"""$1 - \beta$ without cancellation, $\frac12\|u - g/\|g\|\|^2$."""
     between = jax.tree.map(jnp.subtract, _unit(state), _unit(problem.scaled_force(state)))
-    return 0.5 * _inner(between, between)
+    return 0.5 * tree.inner(between, between)
 
 
 def averaged_alignment(states: PyTree, window: int = 1) -> Float[Array, " pieces"]:
@@ -70,7 +70,3 @@ def path_length(states: PyTree) -> Float[Array, " times"]:
 def _unit(weights: PyTree) -> PyTree:
     size = tree.norm(weights)
     return jax.tree.map(lambda leaf: leaf / size, weights)
-
-
-def _inner(x: PyTree, y: PyTree) -> Float[Array, ""]:
-    return jnp.asarray(sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)))

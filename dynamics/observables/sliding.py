@@ -29,7 +29,7 @@ def on_kink(tolerance: float) -> Callable[[Network, PyTree], Array]:
 
     def sits(problem: Network, state: PyTree) -> Bool[Array, "samples units"]:
         net = problem.net
-        if not isinstance(net, Dense | Skip) or not net.preactivations(state, problem.inputs[0]):
+        if not isinstance(net, Dense | Skip) or not net.kinked:
             raise ValueError(f"net must be Dense or Skip with kinked activations, got {net}")
         z, sizes = jax.vmap(lambda x: _entering(net, state, x))(problem.inputs)
         return jnp.abs(z) <= tolerance * sizes

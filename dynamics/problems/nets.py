@@ -43,6 +43,11 @@ class Net(abc.ABC):
         r"""The homogeneous network $\lim_{r\to\infty} f(r\theta; x)/r^L$."""
         return self
 
+    @property
+    def kinked(self) -> bool:
+        """Whether activations have kinks, which flows can slide along; False for networks that do not say."""
+        return False
+
     def preactivations(self, weights: PyTree, x: Float[Array, "..."]) -> list[Float[Array, "..."]]:
         """What enters the kinks of each layer, empty for networks without kinks, or that do not say."""
         return []
@@ -141,9 +146,13 @@ class Dense(Net):
     def limit(self):
         return dataclasses.replace(self, activation=RELU) if isinstance(self.activation, Softplus) else self
 
+    @property
+    def kinked(self):
+        broken = isinstance(self.activation, Power) and self.activation.power == 1 and self.activation != IDENTITY
+        return bool(self.widths) and broken
+
     def preactivations(self, weights, x):
-        kinked = isinstance(self.activation, Power) and self.activation.power == 1 and self.activation != IDENTITY
-        return self._parts(weights, x)[0] if kinked else []
+        return self._parts(weights, x)[0] if self.kinked else []
 
     def layers(self, weights):
         return [jnp.atleast_2d(matrix) for matrix in weights]
@@ -221,8 +230,12 @@ class Skip(Net):
             dataclasses.replace(self, activation=RELU if isinstance(self.activation, Softplus) else self.activation)
         )
 
+    @property
+    def kinked(self):
+        return isinstance(self.activation, Power)
+
     def preactivations(self, weights, x):
-        return [weights[0] @ x + weights[1]] if isinstance(self.activation, Power) else []
+        return [weights[0] @ x + weights[1]] if self.kinked else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +251,10 @@ class _WithoutSkip(Net):
     def __call__(self, weights, x):
         inner, biases, outer, _ = weights
         return outer @ self.net.activation(inner @ x + biases)
+
+    @property
+    def kinked(self):
+        return self.net.kinked
 
     def preactivations(self, weights, x):
         return self.net.preactivations(weights, x)
@@ -266,6 +283,10 @@ class Convolutional(Net):
     @property
     def degree(self) -> float:
         return len(self.channels) + 2
+
+    @property
+    def kinked(self):
+        return True
 
     def __call__(self, weights, x):
         *kernels, hidden, last = weights

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from dynamics import state as tree
 from dynamics import validate
@@ -162,10 +162,6 @@ class Network(Problem):
         ok = self.loss.valid() & jnp.all(jnp.isfinite(self.inputs)) & (jnp.asarray(self.decay) >= 0)
         ok = ok & jnp.isfinite(jnp.asarray(self.decay))
         return ok & (jnp.all(self.targets >= 0) if self.loss.multiclass else jnp.all(jnp.abs(self.targets) == 1))
-
-    def misclassified(self, state: PyTree) -> Int[Array, ""]:
-        """The number of samples whose margin is not positive."""
-        return jnp.sum(~(self.margins(state) > 0))
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamics import state as tree
 from dynamics import status, validate
+from dynamics.observables import misclassified
 from dynamics.problems import Network, Problem
 from dynamics.rates import Rates
 from dynamics.schedules import Constant
@@ -78,7 +79,7 @@ def _plan(run: Prepared, clock, until, asked: dict) -> Plan:
     """The clock that is meant, and how it is run; `asked` are the tolerances and the solver as the caller gave them."""
     problem = run.problem
     assert isinstance(problem, Network)
-    kinked = bool(jax.eval_shape(problem.net.preactivations, run.start, problem.inputs[0]))
+    kinked = problem.net.kinked
     if isinstance(clock, str) and clock == "auto":
         clock = Polar() if kinked else LogLoss()
     if not isinstance(clock, Clock):
@@ -128,7 +129,7 @@ def _moved(run: Prepared, plan: Plan, until: LogTime | None, observe, max_steps:
     valid = run.valid & (problem.decay == 0) & (rate > 0)
     admitted = jnp.asarray(True)
     if clock.after_separation:
-        wrong = problem.misclassified(run.start)
+        wrong = misclassified(problem, run.start)
         admitted = (wrong == 0) & (begin.outward > 0)
         if validate.is_concrete((admitted, valid)) and bool(valid) and not bool(admitted):
             raise ValueError(

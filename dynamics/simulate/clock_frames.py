@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from dynamics import state as tree
 from dynamics.problems import Network
@@ -39,7 +39,7 @@ def measured(problem: Network, weights: PyTree, rate) -> tuple[At, PyTree]:
     seen, back = jax.vjp(problem.seen_margins, weights)
     log_loss = jax.nn.logsumexp(problem.loss.log_value(seen))
     (g,) = back(jnp.exp(problem.loss.log_slope(seen) - log_loss))
-    return At(-log_loss, _dot(g, g), tree.norm(weights), _dot(g, weights), rate), g
+    return At(-log_loss, tree.inner(g, g), tree.norm(weights), tree.inner(g, weights), rate), g
 
 
 def plain(clock: Clock) -> Frame:
@@ -111,10 +111,6 @@ def _log_gauge(level, given: Given):
 def _stretch(clock: Clock, x, begin: At):
     """How fast the clock goes in its variable of integration."""
     return jax.jvp(lambda x: clock.value(x, begin), (x,), (jnp.ones_like(x),))[1]
-
-
-def _dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    return jnp.sum(jnp.stack(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), a, b))))
 
 
 def _log(x):

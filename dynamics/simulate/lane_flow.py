@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dynamics import state as tree
 from dynamics.simulate.lane_step import Moving, Stepper
 from dynamics.simulate.lanes_last import apart, lanes_last
 from dynamics.trajectory import floating
@@ -150,9 +151,9 @@ def lane_flow(
         wanted = loop.following + jnp.cumsum(free) - 1
         new, taken = free & (wanted < members), free & ((wanted < members) | (loop.following == 0))
         who = jnp.where(taken, order[jnp.minimum(wanted, members - 1)], loop.who)
-        y = _choose(taken, of(who, starts, everywhere), loop.moving.y)
+        y = tree.select(taken, of(who, starts, everywhere), loop.moving.y)
         loop = loop._replace(who=who, args=of(who, args, has_lanes), following=loop.following + jnp.sum(new))
-        moving = _choose(taken, stepper(loop).at_rest(y, lanes, FIRST_STEP), loop.moving)
+        moving = tree.select(taken, stepper(loop).at_rest(y, lanes, FIRST_STEP), loop.moving)
         upcoming = jnp.where(taken, (ts[0] == 0).astype(jnp.int32), loop.upcoming)
         # what is there to save at the start; where nothing starts, what the row holds at the end
         valued = ~jnp.isnan(norm_cap[who]) & (taken | (loop.upcoming == times))
@@ -233,10 +234,6 @@ def _packing(kept: PyTree) -> tuple[Callable, Callable]:
         return jax.tree.unflatten(tree, parts)
 
     return lambda values: jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(values)]), unpack
-
-
-def _choose(flag, yes, no):
-    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
 
 
 def _finite(leaf) -> Bool[Array, " lanes"]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dynamics import state as tree
 from dynamics.simulate.lanes_last import apart, row_sum
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
@@ -150,8 +151,8 @@ class Stepper(NamedTuple):
         late = jnp.where(arrives, 0.0, reached - (ahead - t))
         step = Step(y, t, moving.late, h, stages, y1, kept, reaches)
         moved = Moving(
-            y=_choose(kept, y1, y),
-            k=_choose(kept, stages[-1], moving.k),
+            y=tree.select(kept, y1, y),
+            k=tree.select(kept, stages[-1], moving.k),
             t=jnp.where(kept, reaches, t),
             late=jnp.where(kept, late, moving.late),
             h=jnp.where(active, jnp.maximum(h * factor, least), moving.h),
@@ -209,10 +210,6 @@ def _combined(weights, slopes):
     pairs = zip(weights, slopes, strict=True)
     terms = [weight * slope for weight, slope in pairs if not (isinstance(weight, float) and weight == 0)]
     return sum(terms[1:], terms[0])
-
-
-def _choose(flag, yes, no):
-    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
 
 
 def _norm(y: PyTree) -> Float[Array, " lanes"]:

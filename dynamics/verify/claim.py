@@ -4,6 +4,8 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -21,6 +23,13 @@ class Measured:
     members: int
     where: str = ""
     numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def worst(cls, residuals, numbers: dict[str, float] | None = None, where: str = "") -> "Measured":
+        """The largest of residuals with a leading axis members, and whose it is; what is no finite number is the worst."""
+        residuals = np.asarray(residuals, float)
+        members = np.where(np.isfinite(residuals), residuals, np.inf).reshape(len(residuals), -1).max(axis=1)
+        return cls(float(members.max()), members.size, where or f"member {int(members.argmax())}", numbers or {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,12 +39,7 @@ def _linear(members: int, signed: np.ndarray, start: np.ndarray, loss, slope) ->
     def force(w):
         return np.einsum("mn,mnd->md", slope(np.einsum("mnd,md->mn", signed, w)), signed)
 
-    return _worst(np.abs(found - _followed(force, start)))
-
-
-def _worst(values, numbers=None) -> Measured:
-    values = np.asarray(values, float).reshape(len(values), -1).max(axis=1)
-    return Measured(float(values.max()), len(values), f"member {int(values.argmax())}", numbers or {})
+    return Measured.worst(np.abs(found - _followed(force, start)))
 
 
 def _single(members: int, loss, slope) -> Measured:
@@ -73,7 +68,7 @@ def _invariant(members: int) -> Measured:
     force = lambda w: np.einsum("mn,mnd->md", np.exp(-np.einsum("mnd,md->mn", signed, w)), signed)
     path = _followed(force, start)
     kept = np.asarray(dyn.exact.two_point_invariant(jnp.asarray(path), a[:, None], b[:, None]))
-    return _worst(np.abs(kept - kept[:, :1]))
+    return Measured.worst(np.abs(kept - kept[:, :1]))
 
 
 def _starts(members: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +86,7 @@ def _balanced(members: int) -> Measured:
         with mpmath.workdps(25):
             true = [_log_time(v0, v, depth, gamma, samples) for v0, v in zip(start, margin, strict=True)]
             off.append([abs(log - expected) for log, expected in zip(found, true, strict=True)])
-    return _worst(np.array(off, float).T / np.maximum(margin, 1.0)[:, None])
+    return Measured.worst(np.array(off, float).T / np.maximum(margin, 1.0)[:, None])
 
 
 def _log_time(start, margin, depth, gamma, samples):
@@ -117,7 +112,7 @@ def _constants(members: int) -> Measured:
     at_thousand = {
         f"L = {depth} at log t = 1000": float(values[..., 1].max()) for depth, values in zip(DEPTHS, off, strict=True)
     }
-    return _worst(np.max(off, axis=0) * log_t / np.log(log_t), at_thousand)
+    return Measured.worst(np.max(off, axis=0) * log_t / np.log(log_t), at_thousand)
 
 
 DUALS: tuple[tuple[Literal["l2", "l1", "linf"], float], ...] = (("l2", 2), ("l1", np.inf), ("linf", 1))
@@ -137,7 +132,7 @@ def _max_margin(members: int) -> Measured:
             bound = np.linalg.norm(best.multipliers @ signed, dual)
             row.append(1 - np.min(signed @ best.direction) / bound)
         gaps.append(row)
-    return _worst(np.abs(gaps))
+    return Measured.worst(np.abs(gaps))
 
 
 def _clusters(members: int) -> Measured:
@@ -151,7 +146,7 @@ def _clusters(members: int) -> Measured:
         means = np.stack([inputs[:plus].sum(axis=0), inputs[plus:].sum(axis=0)])
         best = dyn.exact.two_layer_max_margin(inputs, targets, np.vstack([means, rng.normal(size=(60, plus + minus))]))
         off.append([abs(best.margin / dyn.exact.cluster_margin(plus, minus) - 1)])
-    return _worst(off)
+    return Measured.worst(off)
 
 
 _LINEAR = ("linear predictor", "any input and start")

@@ -20,7 +20,6 @@ from experiments.shared.iterates import (
     first_weights,
     margins_and_pulls,
     unravelled,
-    worst,
 )
 
 SOURCE = "S. Schechtman, N. Schreuder (2025); the constants derived here"
@@ -93,7 +92,7 @@ def _euler(members: int, batch_size: int | None) -> Measured:
     square = np.where(total > 0, step[..., 0], np.inf) ** 2
     kept = run(_number(members), batch_size).separated
     constants = np.maximum(off - 1e-15, 0)[kept] / square[kept]
-    return worst(constants, {"median": float(np.median(constants)), "left out, not separated": float(np.sum(~kept))})
+    return Measured.worst(constants, {"median": float(np.median(constants)), "left out, not separated": float(np.sum(~kept))})
 
 
 def _slow_steps(members: int) -> Measured:
@@ -103,7 +102,7 @@ def _slow_steps(members: int) -> Measured:
     slow = RATE * np.exp(rows) * k * np.log(k)
     last = slow[:, k >= 20_000]
     numbers = {"smallest at the end": float(last[:, -1].min()), "largest at the end": float(last[:, -1].max())}
-    return worst(last.max(axis=1) / last.min(axis=1) - 1, numbers)
+    return Measured.worst(last.max(axis=1) / last.min(axis=1) - 1, numbers)
 
 
 def _quasistatic(members: int) -> Measured:
@@ -111,7 +110,7 @@ def _quasistatic(members: int) -> Measured:
     moved = run(_number(members), None)
     values = (RATE * moved.steps * np.exp(moved.log_loss) * moved.pull)[moved.separated]
     numbers = {f"median at k = {moved.steps[at]}": float(np.median(values[:, at])) for at in (LATE, 20, -1)}
-    return worst(np.abs(values[:, -1] - 1), numbers)
+    return Measured.worst(np.abs(values[:, -1] - 1), numbers)
 
 
 def _grows(members: int, batch_size: int | None) -> Measured:
@@ -119,7 +118,7 @@ def _grows(members: int, batch_size: int | None) -> Measured:
     moved = run(_number(members), batch_size)
     margin = moved.margin[moved.separated]
     numbers = {f"median at k = {moved.steps[at]}": float(np.median(margin[:, at])) for at in (LATE, -1)}
-    return worst(margin[:, LATE] / margin[:, -1], numbers)
+    return Measured.worst(margin[:, LATE] / margin[:, -1], numbers)
 
 
 def _aligns(members: int, batch_size: int | None) -> Measured:
@@ -127,7 +126,7 @@ def _aligns(members: int, batch_size: int | None) -> Measured:
     moved = run(_number(members), batch_size)
     off = moved.misalignment[moved.separated]
     numbers = {f"median at k = {moved.steps[at]}": float(np.median(off[:, at])) for at in (LATE, -1)}
-    return worst(off[:, -1] / off[:, LATE], numbers)
+    return Measured.worst(off[:, -1] / off[:, LATE], numbers)
 
 
 @functools.cache
@@ -152,7 +151,7 @@ def _as_the_flow(members: int, batch_size: int | None) -> Measured:
     flowed, early, last = _flowed(_number(members))[batch_size][kept], moved.weights[kept, LATE], moved.weights[kept, -1]
     flowed, early, last = (rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (flowed, early, last))
     apart, way = np.linalg.norm(flowed - last, axis=-1), np.linalg.norm(last - early, axis=-1)
-    return worst(apart / way, {"largest distance": float(apart.max()), "median": float(np.median(apart / way))})
+    return Measured.worst(apart / way, {"largest distance": float(apart.max()), "median": float(np.median(apart / way))})
 
 
 def _stays(members: int) -> Measured:
@@ -165,7 +164,7 @@ def _stays(members: int) -> Measured:
         "smallest fall of it": float(fall.min()),
         "median misalignment": float(np.median(moved.misalignment[kept, -1])),
     }
-    return worst(np.abs(margin - margin[:, :1]), numbers)
+    return Measured.worst(np.abs(margin - margin[:, :1]), numbers)
 
 
 _claim = functools.partial(Claim, source=SOURCE)

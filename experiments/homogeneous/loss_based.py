@@ -10,7 +10,7 @@ from dynamics.plotting import ensembles
 from dynamics.simulate.step_rules import ConstantRate, LossBased, LossBasedEpochs
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.shared.iterates import BEST, MOST, Iterates, capped, descended, first_weights, worst
+from experiments.shared.iterates import BEST, MOST, Iterates, capped, descended, first_weights
 
 SOURCE = "K. Lyu, J. Li (2020), section 5 and appendix L; the cap derived here"
 CAPS = (1.0, 10.0)
@@ -65,7 +65,9 @@ def _reaches(members: int) -> Measured:
     wrong = ~run.separated
     numbers = {"starts with a sample that no unit serves": float(wrong.sum()), "iterations": float(run.steps[-1])}
     end = np.where(wrong, -np.inf, run.log_loss[:, -1])
-    return worst(TARGET / end, numbers, f"member {int(end.argmax())}; left out: members {np.flatnonzero(wrong).tolist()}")
+    return Measured.worst(
+        TARGET / end, numbers, f"member {int(end.argmax())}; left out: members {np.flatnonzero(wrong).tolist()}"
+    )
 
 
 def _median(members: int) -> Measured:
@@ -76,7 +78,9 @@ def _median(members: int) -> Measured:
 
 
 def _below(members: int) -> Measured:
-    return worst(np.nan_to_num(at_target(capped(_number(members), 1.0))))
+    """Of the starts that reach the loss."""
+    margins = at_target(capped(_number(members), 1.0))
+    return Measured.worst(margins[~np.isnan(margins)])
 
 
 def _every(members: int) -> Measured:
@@ -85,7 +89,7 @@ def _every(members: int) -> Measured:
     reached, off = margins[~np.isnan(margins)], run.misalignment[~np.isnan(margins), -1]
     numbers = {"at least 0.95": float(np.mean(reached >= 0.95)), "at least 0.9": float(np.mean(reached >= 0.9))}
     numbers |= {"misalignment of the worst": float(off[reached.argmin()]), "largest misalignment": float(off.max())}
-    return worst(1 - reached, numbers)
+    return Measured.worst(1 - reached, numbers)
 
 
 def _caps(members: int) -> Measured:
@@ -93,7 +97,7 @@ def _caps(members: int) -> Measured:
     both = np.stack([at_target(capped(_number(members), cap)) for cap in CAPS], axis=1)
     both = both[~np.isnan(both).any(axis=1)]
     off = np.abs(np.diff(both, axis=1))
-    return worst(off, {"median": float(np.median(off))})
+    return Measured.worst(off, {"median": float(np.median(off))})
 
 
 def _slope(members: int) -> Measured:
@@ -105,7 +109,7 @@ def _slope(members: int) -> Measured:
             half = np.flatnonzero((log_loss < TARGET / 2) & (log_loss > TARGET * 1.1))
             fall = (log_loss[half[0]] - log_loss[half[-1]]) / (run.steps[half[-1]] - run.steps[half[0]])
             off.append(fall / (4 * cap * (BEST * margin[half].mean()) ** 2) - 1)
-    return worst(np.abs(off))
+    return Measured.worst(np.abs(off))
 
 
 def _lost(members: int) -> Measured:
@@ -140,7 +144,7 @@ def _slow(members: int) -> Measured:
         "median loss": float(np.exp(np.median(rows))),
         "median margin": float(np.median(run.margin[run.separated, -1])),
     }
-    return worst(rows / TARGET, numbers)
+    return Measured.worst(rows / TARGET, numbers)
 
 
 def _draw(folder: Path) -> list[Path]:

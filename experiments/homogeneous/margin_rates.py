@@ -164,8 +164,9 @@ EXPERIMENT = Experiment(
         _law_claim(
             name="quasistatic-next-order",
             statement="t L |grad log L|^2 = 1 + (2 - 2/L)/log t + ...",
-            tolerance=0.05,
+            tolerance=0.03,
             check=_next_order,
+            finding="true to 0.037 in the worst member, of squared ReLU: terms of order (log log t/log t)^2 are left",
             limited_by="the residual is of the factor of 1/log t, taken at log t = 1000",
         ),
     ),

@@ -13,7 +13,7 @@ from dynamics.plotting import ensembles
 from dynamics.simulate.step_rules import Normalized
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.shared.iterates import MOST, largest, separable, worst
+from experiments.shared.iterates import MOST, largest, separable
 
 SOURCE = "N. Tsilivis, G. Vardi, J. Kempe (2025)"
 NORMS: dict[str, dyn.norms.Norm] = {
@@ -78,7 +78,7 @@ def _falls(members: int, norm: str, window: int = 1) -> Measured:
     soft, separated = moved.soft[:, ::window], moved.log_loss[:, ::window] < 0
     falls = np.where(separated[:, :-1], -np.diff(soft, axis=1), 0.0).max(axis=1) / optima(norm, number)
     never = ~separated[:, -1]
-    return worst(falls, {"starts that never separate": float(never.sum())})
+    return Measured.worst(falls, {"starts that never separate": float(never.sum())})
 
 
 def _bounded(members: int) -> Measured:
@@ -102,7 +102,7 @@ def _aligns(members: int, norm: str) -> Measured:
         late.append(gap[-STEPS // 10 :].mean())
     early, late = np.array(early), np.array(late)
     numbers = {"median early": float(np.median(early)), "median late": float(np.median(late))}
-    return worst(late / early, numbers)
+    return Measured.worst(late / early, numbers)
 
 
 def _positive(members: int) -> Measured:

@@ -13,7 +13,7 @@ from dynamics.plotting import ensembles
 from dynamics.simulate.step_rules import Normalized
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
-from experiments.shared.iterates import MOST, largest, separable, worst
+from experiments.shared.iterates import MOST, largest, separable
 
 SOURCE = "N. Tsilivis, G. Vardi, J. Kempe (2025)"
 NORMS: dict[str, dyn.norms.Norm] = {"l2": dyn.norms.L2(), "linf": dyn.norms.Linf(), "l1": dyn.norms.L1()}
@@ -69,7 +69,7 @@ def _every(members: int, norm: str) -> Measured:
     """How far the worst data set stays from its largest margin, relative."""
     own = _own(norm, members)
     numbers = {f"median at k = {k}": float(np.median(own[:, k // EVERY - 1])) for k in (100, 1000, 10_000, 100_000)}
-    return worst(1 - own[:, -1], numbers)
+    return Measured.worst(1 - own[:, -1], numbers)
 
 
 def _median(members: int) -> Measured:
@@ -82,7 +82,9 @@ def _direction(members: int, norm: str) -> Measured:
     number = _number(members)
     found, best = iterates(norm, number)[:, -1], largest(norm, number)[1]
     cosine = np.sum(found * best, axis=-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(best, axis=-1)
-    return worst(1 - cosine, {"median": float(np.median(1 - cosine)), "within 3e-5": float(np.mean(1 - cosine <= 3e-5))})
+    return Measured.worst(
+        1 - cosine, {"median": float(np.median(1 - cosine)), "within 3e-5": float(np.mean(1 - cosine <= 3e-5))}
+    )
 
 
 def _leads(members: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,11 +40,6 @@ def _collapsed(members: int):
     return draw, moved(draw, SIZES, _times(draw, Q))
 
 
-def _worst(values, where: str = "", **numbers) -> Measured:
-    values = np.where(np.isnan(values), np.inf, values)
-    return Measured(float(values.max()), values.shape[0], where or f"member {int(values.argmax())}", numbers)
-
-
 def _vanishing(members: int) -> Measured:
     """The slope of log |minority|/|majority| against q, for prototypes and for class sides."""
     _, found = _collapsed(members)
@@ -54,21 +49,21 @@ def _vanishing(members: int) -> Measured:
     for sides in (_prototypes(found), sides_of(found.directions[:, :, : sum(SIZES)], SIZES)):
         log = np.log(size_of(sides[:, :, MINORITY]) / size_of(sides[:, :, MAJORITY]))
         errors.append(np.abs(np.diff(log) / np.diff(Q) / -slope - 1).max(axis=1))
-    return _worst(np.max(errors, axis=0))
+    return Measured.worst(np.max(errors, axis=0))
 
 
 def _merging(members: int) -> Measured:
     """Distance of the directions of the two minority prototypes, at the last time."""
     _, found = _collapsed(members)
     first, second = (x / size_of(x, 1)[:, None] for x in np.moveaxis(_prototypes(found)[:, -1, MINORITY], 1, 0))
-    return _worst(size_of(first - second, 1))
+    return Measured.worst(size_of(first - second, 1))
 
 
 def _majority_zero_sum(members: int) -> Measured:
     """The sum of the majority prototypes over their size, at the last time."""
     _, found = _collapsed(members)
     w = _prototypes(found)[:, -1, MAJORITY]
-    return _worst(size_of(w.sum(axis=1), 1) / size_of(w))
+    return Measured.worst(size_of(w.sum(axis=1), 1) / size_of(w))
 
 
 def _difference(members: int) -> Measured:
@@ -84,7 +79,7 @@ def _difference(members: int) -> Measured:
     expected = np.concatenate(moved_by(matrix, g0[:, None], w0[:, None]), axis=-2)
     sides = apart(sides_of(states[:, :, : sum(SIZES)], SIZES)), apart(states[:, :, sum(SIZES) :])
     whole = size_of(states)
-    return _worst((size_of(np.concatenate(sides, axis=-2) - expected) / whole).max(axis=1))
+    return Measured.worst((size_of(np.concatenate(sides, axis=-2) - expected) / whole).max(axis=1))
 
 
 def _threshold(members: int) -> Measured:
@@ -110,14 +105,14 @@ def _weighted(members: int, sizes, power: float) -> Measured:
     clocks = draw.ratio * clock(draw, TIMES)[:, -1], clock(draw, TIMES)[:, -1]
     start = stacked(draw.features, draw.prototypes)
     states = column(np.exp(found.log_norms[:, -1])) * found.directions[:, -1]
-    return _worst(deviation(states, dense_motion(pull_of(draw, sizes, power), start, clocks, draw.decay.T[:2])))
+    return Measured.worst(deviation(states, dense_motion(pull_of(draw, sizes, power), start, clocks, draw.decay.T[:2])))
 
 
 def _reversed(members: int) -> Measured:
     """Majority over minority prototypes, weighted by 1/n_c; undecayed, at gamma = 1/(C-1), at the last time."""
     draw, _ = _collapsed(members)
     w = _prototypes(moved(draw, SIZES, _times(draw, Q), -1.0))[:, -1]
-    return _worst(size_of(w[:, MAJORITY]) / size_of(w[:, MINORITY]))
+    return Measured.worst(size_of(w[:, MAJORITY]) / size_of(w[:, MINORITY]))
 
 
 _claim = functools.partial(

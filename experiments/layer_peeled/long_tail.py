@@ -27,11 +27,6 @@ def _sizes(labels: np.ndarray) -> tuple[int, ...]:
 TAIL = _sizes(dyn.class_sizes.long_tailed(4, 9, 9))
 
 
-def _worst(values) -> Measured:
-    values = np.where(np.isnan(values), np.inf, values)
-    return Measured(float(values.max()), values.shape[0], f"member {int(values.argmax())}")
-
-
 def _profiles(members: int):
     """Random classes, largest size and ratio."""
     rng = np.random.default_rng(31)
@@ -48,7 +43,7 @@ def _tail_sizes(members: int) -> Measured:
         exact = np.array([largest * np.exp(-np.log(ratio) * c / (classes - 1)) for c in range(classes)])
         apart = np.abs(np.bincount(labels, minlength=classes) - exact).max() - 0.5
         errors.append(np.inf if np.any(np.diff(labels) < 0) or not np.all(np.isin(range(classes), labels)) else apart)
-    return _worst(np.maximum(errors, 0.0))
+    return Measured.worst(np.maximum(errors, 0.0))
 
 
 def _step_sizes(members: int) -> Measured:
@@ -60,7 +55,7 @@ def _step_sizes(members: int) -> Measured:
         small = classes // 2 if minority is None else minority
         wrong = [abs(n - largest) for n in sizes[: classes - small]] + [abs(n - largest / ratio) - 0.5 for n in sizes[-small:]]
         errors.append(max(wrong) if sizes.size == classes else np.inf)
-    return _worst(np.maximum(errors, 0.0))
+    return Measured.worst(np.maximum(errors, 0.0))
 
 
 def _against_dense(members: int, power: float) -> Measured:
@@ -70,7 +65,7 @@ def _against_dense(members: int, power: float) -> Measured:
     states = column(np.exp(found.log_norms)) * found.directions
     start, pull, weights = stacked(draw.features, draw.prototypes), pull_of(draw, TAIL, power), clock(draw, TIMES)
     expected = [dense_motion(pull, start, (draw.ratio * weights[:, k], weights[:, k]), draw.decay.T[:2]) for k in LATE]
-    return _worst(np.max([deviation(states[:, k], z) for k, z in zip(LATE, expected, strict=True)], axis=0))
+    return Measured.worst(np.max([deviation(states[:, k], z) for k, z in zip(LATE, expected, strict=True)], axis=0))
 
 
 def _restored_motion(members: int) -> Measured:
@@ -93,7 +88,7 @@ def _restored_motion(members: int) -> Measured:
             expected.append(stacked(*moved_by(motion, part(g0), part(w0))))
         sides = stacked(sides_of(states[:, k, :samples], TAIL), states[:, k, samples:])
         worst.append(deviation(sides, sum(expected)))
-    return _worst(np.max(worst, axis=0))
+    return Measured.worst(np.max(worst, axis=0))
 
 
 def _restored_spectrum(members: int) -> Measured:
@@ -108,7 +103,7 @@ def _restored_spectrum(members: int) -> Measured:
         expected = np.full(classes, (1 + gamma) * weights[0] * np.sqrt(sizes[0]) / sum(sizes))
         expected[-1] *= abs(1 + gamma - gamma * classes) / (1 + gamma)
         errors.append(np.abs(sigma - np.sort(expected)).max() / expected[0])
-    return _worst(np.array(errors))
+    return Measured.worst(np.array(errors))
 
 
 def _separate(members: int) -> Measured:

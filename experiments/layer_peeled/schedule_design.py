@@ -31,11 +31,6 @@ SIZE = Size(3, 2, 3)
 STEPS, BUDGET, ITERATIONS = 12, 6.0, 200
 
 
-def _worst(errors, **more: float) -> Measured:
-    errors = np.where(np.isnan(errors), np.inf, errors)
-    return Measured(float(errors.max()), errors.size, f"member {int(errors.argmax())}", more)
-
-
 def _flat(x: Numbers) -> np.ndarray:
     return np.concatenate([part.reshape(len(part), -1) for part in x], axis=1)
 
@@ -43,7 +38,7 @@ def _flat(x: Numbers) -> np.ndarray:
 def _same_for_all(verb: str, members: int) -> Measured:
     """The spread of the derivatives in the pieces over the size of the whole gradient."""
     found = gradients(verb, min(members, SIMULATED) if verb == "flow" else members)
-    return _worst(np.ptp(found.pieces, axis=1) / np.linalg.norm(_flat(found), axis=1))
+    return Measured.worst(np.ptp(found.pieces, axis=1) / np.linalg.norm(_flat(found), axis=1))
 
 
 def _order(members: int) -> Measured:
@@ -51,7 +46,7 @@ def _order(members: int) -> Measured:
     x, order = numbers(members), np.random.default_rng(61).permuted(np.tile(np.arange(PIECES), (members, 1)), axis=1)
     shuffle = lambda y: y._replace(pieces=np.take_along_axis(y.pieces, order, axis=1))
     found, expected = gradients_at("descent", shuffle(x), targets(members)), shuffle(gradients("descent", members))
-    return _worst(np.linalg.norm(_flat(found) - _flat(expected), axis=1) / np.linalg.norm(_flat(expected), axis=1))
+    return Measured.worst(np.linalg.norm(_flat(found) - _flat(expected), axis=1) / np.linalg.norm(_flat(expected), axis=1))
 
 
 def _growth(steps, draw: Draw):
@@ -93,7 +88,7 @@ def _even(members: int) -> Measured:
     """How far the last steps are from equal, relative; the numbers give the least gain of log |Z| on the way."""
     steps, growth = _designed(members)
     errors = np.abs(steps[:, -1] * STEPS / BUDGET - 1).max(axis=1)
-    return _worst(errors, **{"least gain": float((growth[:, -1] - growth[:, 0]).min())})
+    return Measured.worst(errors, {"least gain": float((growth[:, -1] - growth[:, 0]).min())})
 
 
 CURVE_PIECES, CURVE_END = 12, 24.0

@@ -11,7 +11,6 @@ from scipy.special import logsumexp
 
 import dynamics as dyn
 from dynamics.simulate.step_rules import LossBased
-from dynamics.verify import Measured
 
 MOST = 64
 """Starts, or data sets, that a claim takes."""
@@ -124,9 +123,3 @@ def largest(norm: str, members: int, samples: int = 12, dim: int = 4) -> tuple[n
     """The largest margins of linear predictors on the separable data sets, (members,), and their directions."""
     found = [dyn.exact.max_margin(separable(seed, samples, dim), np.ones(samples), norm) for seed in range(members)]  # pyright: ignore[reportArgumentType]
     return np.array([best.margin for best in found]), np.stack([best.direction for best in found])
-
-
-def worst(values, numbers=None, where: str = "") -> Measured:
-    """The largest value, first axis members."""
-    values = np.asarray(values, float).reshape(len(values), -1).max(axis=1)
-    return Measured(float(values.max()), len(values), where or f"member {int(values.argmax())}", numbers or {})

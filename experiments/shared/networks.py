@@ -194,12 +194,11 @@ def limit_margin(depth: int) -> float:
 
 def worst_of(residuals: dict[str, np.ndarray], numbers: dict[str, float] | None = None) -> Measured:
     """The largest residual, each array with the leading axis members, and the net and member it is of."""
-    worst = {name: np.reshape(values, (len(values), -1)).max(axis=1) for name, values in residuals.items()}
-    where = max(worst, key=lambda name: np.max(worst[name]))
-    place = f"{where}, member {int(worst[where].argmax())}"
-    members = sum(len(values) for values in worst.values())
-    figures = {f"worst of {name}": float(values.max()) for name, values in worst.items()} if len(worst) > 1 else {}
-    return Measured(float(worst[where].max()), members, place, figures | (numbers or {}))
+    found = {name: Measured.worst(values) for name, values in residuals.items()}
+    where = max(found, key=lambda name: found[name].residual)
+    members = sum(one.members for one in found.values())
+    figures = {f"worst of {name}": one.residual for name, one in found.items()} if len(found) > 1 else {}
+    return Measured(found[where].residual, members, f"{where}, {found[where].where}", figures | (numbers or {}))
 
 
 def predictor(states: tuple) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynamics.verify import Measured
 from experiments.shared.instances import Size
 from experiments.shared.oracles import column
 
@@ -180,12 +179,6 @@ def aligned(size: Size, members: int, *, balanced: bool) -> Aligned:
     turn = orthogonal(rng, members, dim)[:, :, :modes]
     prototypes, features = (left * w[:, None]) @ turn.swapaxes(1, 2), (turn * h[:, None]) @ right
     return Aligned(t, targets, left, right, sigma, start, imbalance, prototypes, features)
-
-
-def worst(values: np.ndarray, where: str = "", **numbers: float) -> Measured:
-    """The largest of residuals (members,), or whatever is not a number."""
-    values = np.where(np.isfinite(values), values, np.inf)
-    return Measured(float(values.max()), values.shape[0], where or f"member {int(values.argmax())}", numbers)
 
 
 def norm_of(x: np.ndarray) -> np.ndarray:

@@ -41,21 +41,16 @@ def _flowed(start: Starts, decays=None) -> tuple[np.ndarray, np.ndarray]:
     return ts, _balance(integrated(lambda rows: pull(SHAPE, start, rows, decays), start.rows, ts), start.ratio)
 
 
-def _worst(values, where: str = "") -> Measured:
-    values = np.asarray(values).reshape(len(values), -1).max(axis=1)
-    return Measured(float(values.max()), len(values), where or f"member {int(values.argmax())}")
-
-
 def _conserved(members: int) -> Measured:
     start = _unbalanced(members, False)
     balance = _flowed(start)[1]
-    return _worst(np.abs(balance - balance[:, :1]))
+    return Measured.worst(np.abs(balance - balance[:, :1]))
 
 
 def _fades(members: int) -> Measured:
     start = _unbalanced(members, True)
     ts, balance = _flowed(start)
-    return _worst(np.abs(balance - np.exp(-2 * start.decay[:, None] * ts)[..., None, None] * balance[:, :1]))
+    return Measured.worst(np.abs(balance - np.exp(-2 * start.decay[:, None] * ts)[..., None, None] * balance[:, :1]))
 
 
 def _unequal(members: int) -> Measured:
@@ -94,7 +89,7 @@ def _descended(members: int) -> Measured:
     expected = _balance(start.rows, start.ratio) + eta[:, None, None] ** 2 * _balance(
         pull(SHAPE, start, start.rows), start.ratio
     )
-    return _worst(np.abs(found - expected))
+    return Measured.worst(np.abs(found - expected))
 
 
 def _feasible(members: int) -> Measured:
@@ -102,7 +97,7 @@ def _feasible(members: int) -> Measured:
     rng = np.random.default_rng(13)
     w, h = rng.normal(size=(members, 3, 5)), rng.normal(size=(members, 4, 5))
     values = np.linalg.eigvalsh(transposed(w) @ w - transposed(h) @ h)
-    return _worst(np.maximum(np.stack([values[:, 0], -values[:, -1]], axis=1), 0.0))
+    return Measured.worst(np.maximum(np.stack([values[:, 0], -values[:, -1]], axis=1), 0.0))
 
 
 _claim = functools.partial(Claim, id="mse.balance", source=SOURCE)

@@ -23,7 +23,7 @@ from experiments.shared.central_features import (
     unit_start,
 )
 from experiments.shared.instances import Size, worst_of
-from experiments.shared.square_modes import integrate, norm_of, orthogonal, worst
+from experiments.shared.square_modes import integrate, norm_of, orthogonal
 
 SOURCE = "X. Y. Han, V. Papyan, D. Donoho (2022); constants and closed form of the loss: derived here"
 SIZES = (Size(3, 3, 3), Size(2, 3, 2), Size(4, 2, 2))
@@ -121,18 +121,18 @@ def _late(members: int):
 
 def _log_time(members: int) -> Measured:
     _, integrated, formula, _ = _late(members)
-    return worst(np.abs(formula / integrated - 1).max(axis=(1, 2)))
+    return Measured.worst(np.abs(formula / integrated - 1).max(axis=(1, 2)))
 
 
 def _power(members: int) -> Measured:
     times, integrated, _, per_class = _late(members)
-    return worst(np.abs(integrated[:, -1] / (4 * times[-1] / per_class) ** 0.25 - 1).max(axis=1))
+    return Measured.worst(np.abs(integrated[:, -1] / (4 * times[-1] / per_class) ** 0.25 - 1).max(axis=1))
 
 
 def _equal(members: int) -> Measured:
     _, integrated, _, _ = _late(members)
     last = integrated[:, -1]
-    return worst(last.max(axis=1) / last.min(axis=1) - 1)
+    return Measured.worst(last.max(axis=1) / last.min(axis=1) - 1)
 
 
 def _draw(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from dynamics.exact import deep_modes
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
 from experiments.shared.instances import Leaf
-from experiments.shared.square_modes import integrate, norm_of, orthogonal, worst
+from experiments.shared.square_modes import integrate, norm_of, orthogonal
 
 SOURCE = "A. Saxe, J. McClelland, S. Ganguli (2014); the clock in this form and its limit of infinite depth: derived here"
 WIDTH = 3
@@ -55,7 +55,7 @@ def _layers(members: int) -> Measured:
         expected = (turns[depth][:, None] * np.asarray(u)[:, :, None]) @ turns[0][:, None].swapaxes(2, 3)
         residuals.append((norm_of(product - expected) / norm_of(matrix(sigma, depth, 0))[:, None]).max(axis=1))
     values = np.concatenate(residuals)
-    return worst(values, f"depth {DEPTHS[int(values.argmax()) // share]}")
+    return Measured.worst(values, where=f"depth {DEPTHS[int(values.argmax()) // share]}")
 
 
 class Span:
@@ -94,7 +94,7 @@ class Span:
 def _inverted(members: int) -> Measured:
     span = Span(members)
     found = _clock(span.start, span.stop, span.sigma, span.depth, kappa=span.kappa)
-    return worst(np.abs(np.asarray(found) / span.quadrature() - 1))
+    return Measured.worst(np.abs(np.asarray(found) / span.quadrature() - 1))
 
 
 def _infinite(members: int, depth: float) -> np.ndarray:
@@ -109,7 +109,7 @@ def _infinite(members: int, depth: float) -> np.ndarray:
 def _order(members: int) -> Measured:
     """Ten times deeper is ten times nearer."""
     near, far = _infinite(members, 1e7), _infinite(members, 1e6)
-    return worst(np.abs(far / near / 10 - 1))
+    return Measured.worst(np.abs(far / near / 10 - 1))
 
 
 _claim = functools.partial(Claim, id="mse.deep_mode", source=SOURCE)
@@ -138,14 +138,14 @@ EXPERIMENT = Experiment(
             statement="L t -> [log(u1(sigma-u0)/(u0(sigma-u1)))/sigma + 1/u0 - 1/u1]/sigma, at depth 1e6",
             assumptions=("0 < u0 < u1 < sigma",),
             tolerance=2e-5,
-            check=lambda members: worst(_infinite(members, 1e6)),
+            check=lambda members: Measured.worst(_infinite(members, 1e6)),
         ),
         _claim(
             name="deep-infinite-exact",
             statement="the same at infinite depth",
             assumptions=("0 < u0 < u1 < sigma",),
             tolerance=1e-13,
-            check=lambda members: worst(_infinite(members, np.inf)),
+            check=lambda members: Measured.worst(_infinite(members, np.inf)),
         ),
         _claim(
             name="deep-infinite-order",

@@ -23,12 +23,6 @@ def _ended(shape: Shape, members: int, kinds=(0, 1, 2)):
     return start, rows[:, : shape.classes], rows[:, shape.classes :] / np.sqrt(start.ratio)[:, None, None]
 
 
-def _worst(residuals, where: str = "") -> Measured:
-    values = np.concatenate(residuals)
-    values = np.where(np.isnan(values), np.inf, values)
-    return Measured(float(values.max()), values.size, where or f"member {int(values.argmax())}")
-
-
 def _sides(members: int) -> Measured:
     """W W^T and the class block of H^T H of fitted modes; with s, sigma becomes sigma/sqrt(s)."""
     residuals = []
@@ -39,7 +33,7 @@ def _sides(members: int) -> Measured:
         sides = np.add.reduceat(h, np.cumsum([0, *sizes[:-1]]), axis=1) / np.sqrt(sizes)[:, None]
         for side, squares in ((w, (root + delta) / 2), (sides, (root - delta) / 2)):
             residuals.append(deviation(gram(side), squares[:, None] * np.eye(sizes.size)))
-    return _worst(residuals)
+    return Measured.worst(np.concatenate(residuals))
 
 
 def _fitted(members: int) -> Measured:
@@ -49,7 +43,7 @@ def _fitted(members: int) -> Measured:
         start, w, h = _ended(shape, members // 3 + 1)
         products = np.sqrt(start.ratio)[:, None, None] * h @ np.swapaxes(w, 1, 2)
         residuals.append(np.abs(products - shape.targets).max(axis=(1, 2)))
-    return _worst(residuals)
+    return Measured.worst(np.concatenate(residuals))
 
 
 def _within(h, shape: Shape) -> np.ndarray:
@@ -73,7 +67,7 @@ def _collapsed(members: int) -> Measured:
     energies = []
     for shape, kinds in ((SHAPES[1], (0, 1, 2)), (DEEP, (0,)), (SHAPES[3], (0, 1, 2))):
         energies.append(_within(_ended(shape, members // 3 + 1, kinds)[2], shape))
-    return _worst(energies)
+    return Measured.worst(np.concatenate(energies))
 
 
 def _narrow(members: int) -> Measured:
@@ -84,7 +78,7 @@ def _narrow(members: int) -> Measured:
     strength = np.linalg.norm(product, axis=(1, 2))
     inside = (product * shape.targets.T).sum(axis=(1, 2)) / strength
     sigma = np.sqrt(shape.sizes[0])
-    return _worst([np.maximum(np.abs(strength - sigma), np.abs(inside - sigma))])
+    return Measured.worst(np.maximum(np.abs(strength - sigma), np.abs(inside - sigma)))
 
 
 _claim = functools.partial(Claim, id="mse.final_state", source=SOURCE)

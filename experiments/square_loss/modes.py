@@ -12,7 +12,7 @@ from dynamics.exact import square_modes
 from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
 from experiments.shared.instances import Size, worst_of
-from experiments.shared.square_modes import Aligned, aligned, integrate, norm_of, velocity_of, worst
+from experiments.shared.square_modes import Aligned, aligned, integrate, norm_of, velocity_of
 
 FRACTIONS = np.array([0.05, 0.2, 0.5, 1.0])
 SAXE = "A. Saxe, J. McClelland, S. Ganguli (2014), with decay: derived here"
@@ -79,7 +79,7 @@ def _half(members: int) -> Measured:
     half = square_modes.saxe_half_time(start, sigma, decay=decay, kappa=kappa, rates=(speed, speed))
     velocity = lambda x: (2 * speed * x[0] * (kappa * (sigma - x[0]) - decay),)
     (u,) = integrate(velocity, (start,), np.asarray(half)[:, None], 30)
-    return worst(np.abs(u[:, 0] / (0.5 * end) - 1))
+    return Measured.worst(np.abs(u[:, 0] / (0.5 * end) - 1))
 
 
 def _lazy(members: int) -> Measured:
@@ -93,7 +93,7 @@ def _lazy(members: int) -> Measured:
         (u,) = integrate(velocity, (start,), times, 12)
         plain = sigma[:, None] + (start - sigma)[:, None] * np.exp(-times)
         distances.append(np.abs(u - plain).max(axis=1))
-    return worst(np.abs(distances[0] / distances[1] / 100 - 1))
+    return Measured.worst(np.abs(distances[0] / distances[1] / 100 - 1))
 
 
 _saxe_claim = functools.partial(Claim, id="mse.saxe_mode", source=SAXE)

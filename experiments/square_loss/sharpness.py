@@ -13,7 +13,7 @@ from dynamics.verify import Claim, Measured
 from experiments.registry import Experiment
 from experiments.shared.instances import SIZES, Size, worst_of
 from experiments.shared.oracles import column
-from experiments.shared.square_modes import Terms, norm_of, one_hot, orthogonal, terms, worst
+from experiments.shared.square_modes import Terms, norm_of, one_hot, orthogonal, terms
 
 FITTED = (Size(3, 2, 4), Size(2, 3, 2), Size(3, 2, 3))
 """With dim >= classes: there are points that fit all targets."""
@@ -148,7 +148,7 @@ def _multiplier(members: int) -> Measured:
     """The factor of a step, |1 - 2 step/threshold|, from the losses of a hundred steps."""
     relative, losses = _descended(members)
     factor = (losses[:, 2] / losses[:, 1]) ** (1 / STEPS)
-    return worst(np.abs(factor / np.abs(1 - 2 * relative) - 1))
+    return Measured.worst(np.abs(factor / np.abs(1 - 2 * relative) - 1))
 
 
 def _draw(folder: Path) -> list[Path]:
