@@ -8,7 +8,7 @@ import dynamics as dyn
 from benchmarks import members as of
 from benchmarks import reference
 from benchmarks.peers import blas_threads, descents, missing, version
-from benchmarks.race import Contest, Racer, Skipped
+from benchmarks.race import Contest, Racer, Skipped, devices
 from dynamics.ensemble import Dealt
 
 TIMED = 20
@@ -87,5 +87,4 @@ def _build(quick: bool, members: int | None, dtype, limit: float) -> Contest:
 def _dealt(one, starts, rates, error) -> Racer:
     """The same on all devices at once."""
     many = Dealt(lambda member: one(member["start"], member["rate"]), {"start": starts, "rate": rates})
-    threads = f"{len(many.index)} device" + ("s" if len(many.index) > 1 else "")
-    return Racer("dynamics.ensemble.Dealt", many, lambda values: error(many.gathered(values)), version("jax"), threads)
+    return Racer("dynamics.ensemble.Dealt", many, lambda values: error(many.gathered(values)), version("jax"), devices(many))

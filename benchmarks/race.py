@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dynamics.ensemble import Dealt
+
 
 class Racer(NamedTuple):
     """A way to do the workload.
@@ -97,6 +99,11 @@ def begun(racer: Racer) -> Racer:
     found = jax.block_until_ready(racer.run())
     first = time.perf_counter() - begin
     return racer._replace(begun=(first, float(racer.error(found))))
+
+
+def devices(many: Dealt) -> str:
+    """What members that were dealt may use."""
+    return f"{len(many.index)} device" + ("s" if len(many.index) > 1 else "")
 
 
 def error_of(racer: Racer) -> float:

@@ -8,7 +8,7 @@ import dynamics as dyn
 from benchmarks import members as of
 from benchmarks import reference
 from benchmarks.peers import version
-from benchmarks.race import Contest, Racer
+from benchmarks.race import Contest, Racer, devices
 from dynamics.ensemble import Dealt
 
 CLASSES, EACH, DIM = 4, 5, 16
@@ -64,7 +64,7 @@ def build(quick: bool = False, members: int | None = None) -> Contest:
             many,
             lambda found: error_of_product(many.gathered(found)),
             version("jax"),
-            f"{len(many.index)} device" + ("s" if len(many.index) > 1 else ""),
+            devices(many),
         ),
     ]
     meaning = "largest error over checked schedules and iterates, relative to the norm's largest size, against a NumPy loop"
