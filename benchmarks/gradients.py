@@ -86,7 +86,8 @@ def unhinged(quick: bool = False, members: int | None = None) -> Contest:
     contest, made = _peers(quick, members, objective, at, _unhinged_variation)
     ways = (("dynamics.exact.flow, grad", jax.grad), ("dynamics.exact.flow, jacfwd", jax.jacfwd))
     racers = [made.racer(name, jax.jit(jax.vmap(way(final), (None, 0))), version("jax"), None, "") for name, way in ways]
-    return contest._replace(racers=[*contest.racers, *racers])
+    dealt = made.dealt("dynamics.ensemble.Dealt, jacfwd", jax.jacfwd(final), racers[-1])
+    return contest._replace(racers=[*contest.racers, *racers, dealt])
 
 
 def _labels() -> np.ndarray:

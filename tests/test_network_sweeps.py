@@ -88,6 +88,7 @@ def test_a_run_of_networks_from_the_command_line(tmp_path, monkeypatch):
     assert (tmp_path / "whole" / "figures" / "smoothed_margin.png").exists()
 
 
+@pytest.mark.slow
 def test_members_that_cannot_use_the_clock_say_so():
     changed = ["sweep=[{axis='start.seed', count=8}]", "motion.clock={kind='LogRadius'}", "start.scale=0.1"]
     found = sweep.build(config.loads(FILE, changed))

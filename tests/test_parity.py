@@ -7,6 +7,7 @@ logistic loss (2020).
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.integrate import solve_ivp
 
 import dynamics as dyn
@@ -22,6 +23,7 @@ def last(moved):
     return jax.tree.map(lambda leaf: jax.vmap(lambda row, at: row[at])(leaf, place), moved.states)
 
 
+@pytest.mark.slow
 def test_both_layers_reach_the_best_margin_of_all_measures():
     width = 50
     problem = dyn.Network(dyn.nets.two_layer(width), CORNERS, SIGNS)
