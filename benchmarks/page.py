@@ -300,7 +300,7 @@ And two that are reached by what they are allowed:
 
 - FLOW-S. New memory in every call costs a fifth: without `reuse` the ratio is below the target.
 - GRAD-S-CE. Steps are controlled by the error of the state, which does not see that of its derivatives: a gradient within 1e-5
-  takes a tolerance of 2e-7, and the peers take 5e-7 or 2e-7 too.
+  takes a tolerance below 1e-6, and so it does for the peers.
 """
 
 AGAIN = """

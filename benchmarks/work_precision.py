@@ -42,12 +42,13 @@ def _racers(made: small.Setting, tolerance: float) -> list[Racer]:
 
     shared = diffrax_flows.shared(made.objective, made.ts, tolerance)
     torches, _ = small.torch_peers(made, tolerance, 64)
+    fast = small.product(made, np.inf, (tolerance,))
     return [
         peer("diffrax, vmap, Tsit5"),
         peer("diffrax, vmap, Dopri8", diffrax.Dopri8()),
         small.diffrax_peer("diffrax, one shared step", shared, made, tolerance),
         *small.scipy_peers(made, tolerance, 16),
         *torches,
-        small.product(made, np.inf, (tolerance,)),
-        small.ensemble(made, tolerance),
+        fast,
+        small.dealt(made, fast),
     ]

@@ -3,6 +3,8 @@
 import builtins
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -312,3 +314,15 @@ def test_checked_members_hold_the_largest():
     rows = members.checked(100, sizes)
     assert len(rows) == len(set(rows)) == 40 and set(np.argsort(sizes)[-8:]) <= set(rows)
     assert len(members.checked(1024)) == 40 and members.checked(3) == (0, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", WANTED)
+def test_every_workload_runs_in_small(name, tmp_path):
+    words = ["-m", "benchmarks", "run", name, "--quick", "--repeats", "1", "--out", str(tmp_path / "small.json")]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for entry in record.read(tmp_path / "small.json")["workloads"].values():
+        assert entry["scaled"] or entry["kind"] == "unavailable"
+        assert all(racer["status"] != "failed" for racer in entry.get("racers", [])), entry
