@@ -293,6 +293,7 @@ def test_what_a_clock_refuses():
         dyn.flow(peeled, dyn.initial.gaussian(peeled, dim=2, key=jax.random.key(0)), RATES, [1.0], clock="auto")
 
 
+@pytest.mark.slow
 def test_traced_starts_end_with_a_status():
     problem = linear_net((4, 4))
     state = dyn.initial.weights(problem, key=jax.random.key(1))

@@ -24,6 +24,7 @@ def errors(states, truth) -> np.ndarray:
     return np.sqrt(distance / size)
 
 
+@pytest.mark.slow
 def test_a_thousand_members_against_the_formula():
     members = 1024
     x = cases.numbers(BALANCED, members, 20, decay=True)

@@ -87,9 +87,8 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "three classes" else pytest.mark.slow) for name in RUNS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_flows_of_smooth_homogeneous_nets_keep_every_identity(name):
     """Four members in one call; beside the monitors the margins, whose growth along the run is judged by differences."""
     net, loss = RUNS[name]

@@ -249,6 +249,7 @@ def test_check_finds_every_flipped_bit(unbroken, capsys):
         assert any("result.nc" in fault for fault in Store.open(folder).check())
 
 
+@pytest.mark.slow
 def test_check_recomputes_members(unbroken, capsys):
     code, text = call(capsys, "check", unbroken, "--sample", 2, "--seed", 1)
     assert code == 0 and "equal to the bit" in text and "16 members" in text
@@ -285,6 +286,7 @@ def test_another_configuration_is_not_resumed(unbroken, capsys):
     assert code == 2 and "config" in text and "another run" in text
 
 
+@pytest.mark.slow
 def test_resumed_under_other_versions_says_so(unbroken, capsys, monkeypatch):
     from dynamics.cli import running
 
@@ -332,6 +334,7 @@ def test_failed_members_are_written_and_counted(place, capsys):
         assert data.status.attrs["flag_meanings"].split()[3] == "norm_cap"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always")
 def test_steps_above_the_stability_bound_are_warned_of_once(tmp_path, capsys):
     text = SWEEP.format(starts=2).replace("[start]", "decay = { features = 0.5, prototypes = 0.5 }\n[start]")

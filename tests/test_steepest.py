@@ -206,6 +206,7 @@ def test_a_constant_rate_past_the_range_of_floats():
         np.testing.assert_allclose(moved.states[0][-1] - start[0], wanted - start[0], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_epochs_grow_and_shrink_as_a_plain_loop_does():
     """Accepted and rejected epochs of minibatches of two, in NumPy."""
     x, y = separable(2, samples=8)
