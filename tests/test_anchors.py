@@ -271,7 +271,7 @@ def level_samples(ray, gamma, count, seed=0):
     return signed, targets[:, None] * signed, targets
 
 
-@pytest.mark.parametrize("depth", [2, 3, 4])
+@pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_balanced_flow(depth):
     start, ray = balanced_start(depth, 3, 0.8)
     signed, inputs, targets = level_samples(ray, 0.6, 5)

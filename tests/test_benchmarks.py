@@ -278,6 +278,7 @@ def test_truth_against_the_library_and_its_own_derivative():
             np.testing.assert_allclose(seen[name], value, rtol=1e-12, err_msg=f"{loss} {name}")
 
 
+@pytest.mark.slow
 def test_a_real_race_of_two_members():
     problem, ts = members.cross_entropy(2, 2), np.linspace(1.0, 4.0, 3)
     sizes = np.array([0.3, 1.0])

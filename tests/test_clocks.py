@@ -1,5 +1,7 @@
 """Flows along clocks: against an independent integration, closed forms, plain loops, and the mathematics of late times."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -82,7 +84,14 @@ def separated():
     return problem, state, scipy_flow(inputs, targets, state, [0, 10, 1000])
 
 
-@pytest.mark.parametrize("clock", EVERY, ids=lambda clock: type(clock).__name__)
+QUICK = (clocks.Plain, clocks.LogLoss, clocks.Polar)
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [clock if isinstance(clock, QUICK) else pytest.param(clock, marks=pytest.mark.slow) for clock in EVERY],
+    ids=lambda clock: type(clock).__name__,
+)
 def test_all_clocks_trace_the_curve_of_an_independent_solver(separated, clock):
     problem, state, (_, early, late) = separated
     until = np.log([10.0, 1000.0])
@@ -130,7 +139,8 @@ def balanced_log_time(depth, gamma, samples, start, end):
         return float(end + mpmath.log(integral) - mpmath.log(depth * samples) - 2 * mpmath.log(gamma) / depth)
 
 
-@pytest.mark.parametrize("depth", [*(pytest.param(depth, marks=pytest.mark.slow) for depth in (1, 2, 3)), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_times_are_those_of_the_closed_form(depth):
     gamma, beside = 0.7, 0.9
     inputs = np.array([[gamma, beside], [gamma, -beside], [-gamma, beside], [-gamma, -beside]])
@@ -226,7 +236,7 @@ def test_members_that_never_separate_are_listed():
     np.testing.assert_allclose(moved.log_t[1, 1], 200)
     alone = clocks.unseparated(problem, jax.tree.map(lambda leaf: leaf[0], moved))
     assert alone.members.tolist() == [0]
-    watched = dyn.flow(problem, seeing, RATES, [1.0], clock="auto", observe={"margins": dyn.Network.margins})
+    watched = dataclasses.replace(moved, states=None, observed={"margins": moved.log_t})
     with pytest.raises(ValueError, match="observe"):
         clocks.unseparated(problem, watched)
 

@@ -72,7 +72,7 @@ def test_members_of_a_plain_loop(reference):
         pytest.param({"chunk": 15, "lanes": 16}, marks=pytest.mark.slow),
         pytest.param({"chunk": 8, "cost": None}, marks=pytest.mark.slow),
         {"chunk": 4, "devices": None},
-        {"chunk": 8, "shard": True, "devices": None},
+        pytest.param({"chunk": 8, "shard": True, "devices": None}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -39,7 +39,10 @@ def rates_of(x, dt, varying: bool):
     return rates, oracle_rates.cosine(a, 1500 * dt, 0.1 * a), oracle_rates.piecewise(values, cuts)
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = ("weighted-by-sample-constant", "groups-nesterov")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUNS])
 def test_against_a_plain_loop(name):
     shape, nesterov, varying = RUNS[name]
     members = 4

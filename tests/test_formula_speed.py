@@ -271,7 +271,7 @@ def test_steps_side_by_side_are_few_in_a_row():
     assert in_a_row(jax.make_jaxpr(run)(start).jaxpr) <= 1500
 
 
-@pytest.mark.parametrize("rates", [(1.0, 1.0), (0.7, 1.3)])
+@pytest.mark.parametrize("rates", [pytest.param((1.0, 1.0), marks=pytest.mark.slow), (0.7, 1.3)])
 def test_gradients_in_rates_gamma_and_decay_where_the_mean_mode_stands_still(rates):
     """gamma = 1/(C-1): an eigenvalue is exactly zero. Against differences of the dense exponential, values and summaries."""
     shape = Shape(balanced(4, 2), 3, bias=False)

@@ -231,7 +231,7 @@ def paths(**options):
     return moved, (starts(problem, 2, members), rates, decays)
 
 
-@pytest.mark.parametrize("observe", [None, EIGHT], ids=["states", "observables"])
+@pytest.mark.parametrize("observe", [None, pytest.param(EIGHT, marks=pytest.mark.slow)], ids=["states", "observables"])
 def test_no_bit_depends_on_the_neighbours(observe):
     moved, (start, rates, decays) = paths(observe=observe)
     alone = moved(start, rates, decays)

@@ -161,7 +161,17 @@ def problem_of(case: Case, inputs, targets) -> dyn.Network:
     return dyn.Network(case.net, inputs, targets, case.loss)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("linear", "squares")])
+SLOW = ("deep squares", "ReLU")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in CASES
+        if name not in ("linear", "squares")
+    ],
+)
 def test_margins_alignment_and_residuals_follow_their_definitions(name):
     """A separated start, one that is not, and margins of about 1e6; all at once, compiled."""
     case = CASES[name]

@@ -47,6 +47,7 @@ def test_both_layers_reach_the_best_margin_of_all_measures():
     assert abs(dyn.exact.two_layer_max_margin(CORNERS, SIGNS, directions).margin - BEST) < 1e-9
 
 
+@pytest.mark.slow
 def test_the_outer_layer_alone_reaches_the_margin_of_its_kernel():
     width = 40
     hidden = np.random.default_rng(0).normal(size=(width, 2))
@@ -67,6 +68,7 @@ def test_the_outer_layer_alone_reaches_the_margin_of_its_kernel():
     assert np.min(SIGNS * (features @ outer)) / (2 * mass) < 0.8 * BEST
 
 
+@pytest.mark.slow
 def test_norms_alone_move_by_mirror_ascent_on_masses():
     width = 30
     units = np.random.default_rng(1).normal(size=(width, 3))

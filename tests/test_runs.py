@@ -225,6 +225,7 @@ def test_two_writers(place, unbroken):
         assert str(os.getpid()) in ended(begun(place, "resume", "held", "--take-lock"), 3)  # its holder lives
 
 
+@pytest.mark.slow
 def test_check_finds_every_flipped_bit(unbroken, capsys):
     folder = copy(unbroken, "flipped")
     (folder / "figures").mkdir()

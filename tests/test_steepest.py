@@ -333,7 +333,8 @@ def ends_of_clusters(rule, steps):
     return np.asarray(moved.observed["margin"])[:, -1] / BEST_OF_CLUSTERS, moved.observed["log loss"][:, -1] / np.log(10)
 
 
-@pytest.mark.parametrize("cap", [pytest.param(1.0, marks=pytest.mark.slow), 10.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("cap", [1.0, 10.0])
 def test_the_cap_keeps_the_margin(cap):
     """To a loss of 1e-800, with the same distribution of margins for every cap; some starts never separate."""
     margin, log_loss = ends_of_clusters(LossBased(0.5, cap), int(40_000 / cap))
