@@ -285,6 +285,7 @@ def test_cross_entropy_joint_flow_and_limit():
     assert np.all(limit.growth_exponent == 0) and np.all(limit.rate == 0)
 
 
+@pytest.mark.slow
 def test_cross_entropy_joint_derivatives():
     corners, labels, mix = etf(3, 4), np.repeat(np.arange(3), 2), draw(9, 4, seed=3)
 

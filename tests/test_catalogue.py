@@ -55,6 +55,7 @@ def test_a_claim_states_everything(claim):
     assert 0 <= claim.tolerance < float("inf")
 
 
+@pytest.mark.slow
 def test_a_figure_shows_iterates_under_the_formula(tmp_path, monkeypatch):
     """The whole path of a figure at toy length: real iterates, formula, bands, files that open."""
     monkeypatch.setattr(

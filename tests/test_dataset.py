@@ -209,6 +209,7 @@ for format in ("netcdf", "zarr"):
 """
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_process_at_another_time(tmp_path):
     for folder, seed in (("a", "1"), ("b", "2")):
         (tmp_path / folder).mkdir()

@@ -415,6 +415,7 @@ def test_members_of_the_closed_form_meet_no_axis_in_step():
     assert by_formula.spread(20_000, 20_000) is None
 
 
+@pytest.mark.slow
 def test_the_closed_form_is_that_of_each_member():
     """Quantiles of the run by formula against members moved one by one."""
     text = SWEEP.replace('verb = "flow", times = [0.0, 1.0, 4.0]', 'verb = "descent", steps = 8, every = 4')

@@ -264,6 +264,7 @@ def test_check_recomputes_members(unbroken, capsys):
     assert code == 3 and "worst difference 1e-09" in text
 
 
+@pytest.mark.slow
 def test_foreign_truncated_and_missing_chunks_are_computed_again(unbroken, capsys):
     folder = copy(unbroken, "mended")
     chunks = folder / "chunks"

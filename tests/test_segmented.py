@@ -163,6 +163,7 @@ def test_single_precision_one_time_and_equal_rates():
         assert oracles.relative(cases.at(mine.states, i, 0), truth) <= 1e-4
 
 
+@pytest.mark.slow
 def test_an_implicit_solver_takes_few_steps_where_it_is_stiff():
     shape = Shape(balanced(2, 1), 1)
     x = cases.numbers(shape, 2, 33, decay=True)

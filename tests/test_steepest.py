@@ -477,6 +477,7 @@ def test_what_is_refused():
             made()
 
 
+@pytest.mark.slow
 def test_what_is_warned_of():
     """Once, where nothing keeps the steps of all samples small."""
     problem, start = clusters(), dyn.initial.weights(clusters(), key=jax.random.key(0))

@@ -103,6 +103,7 @@ def test_members_by_formula_are_the_runs_that_their_numbers_say():
         equal(got, by_formula(*wanted[number]))
 
 
+@pytest.mark.slow
 def test_members_by_simulation_are_the_runs_that_their_numbers_say(monkeypatch):
     """The flow against the closed form; what it is asked for beside its members stands in the file."""
     asked = {}
