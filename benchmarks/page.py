@@ -223,7 +223,7 @@ seconds of the base over those of the racer. Compilation is left out and stated 
 the library takes the loosest tolerance at which its measured error is no larger than what the gate allows, mostly the error of
 the base. Truth is SciPy's DOP853 at 1e-12 or a NumPy loop, never the library. Loops that would take too long are timed over a
 part and extrapolated; the table at the end says so. A peer that is not installed is skipped, and is never a win. Repeats on a
-shared machine spread by a quarter: below 1.3 times is noise.
+shared machine spread by a quarter: below 1.3 times is noise. What takes less than 10 ms runs several times in a turn.
 """
 
 RATIOS = """
