@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,21 @@ def test_a_racer_that_breaks_is_no_win_and_takes_nobody_along():
     entry = record.entry(table.ROWS[0], Contest(racers, 1e-6, "", {}), laps, False)
     assert entry["gate"]["missed"] == ["dynamics.flow"] and entry["best"] == "dynamics.ensemble"
     assert "failed: RuntimeError: out of luck" in "\n".join(report.lines("FLOW-S", entry))
+
+
+def test_quick_calls_run_several_times_in_a_turn():
+    made = {"quick": 0, "slow": 0}
+
+    def racer(name, seconds):
+        def run():
+            made[name] += 1
+            time.sleep(seconds)
+
+        return Racer(name, run, lambda _: 0.0, "none")
+
+    laps = race([racer("slow", 0.05), racer("quick", 0.001)], 2)
+    assert made["slow"] == 4 and made["quick"] >= 1 + 2 + 2 * 3  # the first, those that tell how quick it is, two turns
+    assert [len(lap["seconds"]) for lap in laps] == [2, 2]
 
 
 def test_loosest_tolerance_within_the_limit():
