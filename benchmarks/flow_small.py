@@ -238,16 +238,19 @@ def observed(quick: bool = False, members: int | None = None) -> Contest:
 
         return loosest(at, GENERAL_LADDER, OBSERVED_GATE)
 
-    fast = product(made, OBSERVED_GATE, observe=functions, judge=judge)
+    base = begun(peer("diffrax, vmap, states", error_of_states))
+    assert base.tolerance is not None
+    limit = min(OBSERVED_GATE, error_of(base))
+    fast = product(made, limit, observe=functions, judge=judge)
     racers = [
-        peer("diffrax, vmap, states", error_of_states),
+        base,
         peer("diffrax, vmap, observables", error_of_values, see),
-        product(made, OBSERVED_GATE, GENERAL_LADDER, "general", observe=functions, judge=judge),
+        product(made, limit, GENERAL_LADDER, "general", observe=functions, judge=judge),
         fast,
         dealt(made, fast, functions, judge),
     ]
     meaning = "largest error over checked members, times and observables, relative to the observable's largest size in time"
-    return Contest(racers, OBSERVED_GATE, meaning, made.facts(racers[0].tolerance or 1e-6, observables=list(functions)))
+    return Contest(racers, limit, meaning, made.facts(base.tolerance, observables=list(functions)))
 
 
 def tight(quick: bool = False, members: int | None = None) -> Contest:

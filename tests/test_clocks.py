@@ -1,7 +1,5 @@
 """Flows along clocks: against an independent integration, closed forms, plain loops, and the mathematics of late times."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -236,7 +234,7 @@ def test_members_that_never_separate_are_listed():
     np.testing.assert_allclose(moved.log_t[1, 1], 200)
     alone = clocks.unseparated(problem, jax.tree.map(lambda leaf: leaf[0], moved))
     assert alone.members.tolist() == [0]
-    watched = dataclasses.replace(moved, states=None, observed={"margins": moved.log_t})
+    watched = dyn.flow(problem, seeing, RATES, [1.0], clock="auto", observe={"margins": dyn.Network.margins})
     with pytest.raises(ValueError, match="observe"):
         clocks.unseparated(problem, watched)
 

@@ -132,9 +132,9 @@ def killed_until_done(place, file, name, kills, draw):
 
 
 @pytest.mark.multiprocess
-def test_killed_three_times(place, unbroken):
-    done, _ = killed_until_done(place, "small.toml", "killed", 3, random.Random(1))
-    assert done >= 2
+def test_killed_five_times(place, unbroken):
+    done, _ = killed_until_done(place, "small.toml", "killed", 5, random.Random(1))
+    assert done >= 3
     same_files(place / "killed", unbroken)
 
 
