@@ -55,7 +55,7 @@ ROWS = (
         "flow_small:observed",
         "diffrax, vmap, states",
         (),
-        "relative error of observables <= 1e-5, for all, and that of the base; peers at 1e-6, or the loosest below that is within it",
+        "relative error of observables <= 1e-5, for all, and that of the base; peers at 1e-6 or the loosest below within it",
         10,
         25,
     ),
