@@ -1,5 +1,7 @@
 """Flows of many members in lanes: the transform, the step, and the motion against judges and against the general way."""
 
+import functools
+
 import diffrax
 import equinox as eqx
 import jax
@@ -127,7 +129,38 @@ def test_any_function_is_evaluated_for_each_member():
 @pytest.mark.parametrize("rows", [1, 2, 20, 97, 320])
 def test_row_sums(rows):
     values = np.random.default_rng(rows).normal(size=(rows, 8))
-    np.testing.assert_allclose(jax.jit(row_sum)(values), values.sum(axis=0), rtol=1e-13, atol=1e-13)
+    found = jax.jit(functools.partial(row_sum, lambda x, y: jnp.square(x) - y))(values, 2 * values)
+    np.testing.assert_allclose(found, np.square(values).sum(axis=0) - 2 * values.sum(axis=0), rtol=1e-13, atol=1e-12)
+
+
+def test_reductions_of_expressions():
+    """Rows long enough for stages, over one axis and over several, of what is computed on the way: with arrays, rows, columns
+    and numbers, with lanes and without, used once and used again."""
+
+    def function(x, y, shared):
+        centred = x - jnp.mean(x, axis=0)
+        column = jnp.sum(jnp.abs(x), axis=1, keepdims=True)
+        return {
+            "gap": jnp.sum(jnp.square(x / jnp.linalg.norm(x) - shared * y)),
+            "over rows": jnp.sum(jnp.square(x - shared) * column, axis=0),
+            "of rows": jnp.max(jnp.where(x > shared[:, :1], x, 2.0 * shared[0]), axis=0),
+            "of columns": jnp.sum(x * jnp.sum(x, axis=0) + column / (1 + y), axis=(0, 1)),
+            "twice": jnp.sum(jnp.square(centred)) - jnp.min(centred) * y,
+            "by numbers": jnp.sum(jnp.clip(3.0 * x + y, -1.0, 1.0).astype(jnp.float32)),
+            "of a row": jnp.sum(jnp.broadcast_to(x[0], x.shape) * y) + jnp.sum(jnp.broadcast_to(x[:, :1], x.shape)),
+            "of equal rows": jnp.sum(jnp.broadcast_to(x[0], x.shape) * y, axis=0),
+            "of parts": jnp.sum(jnp.square(x.reshape(6, 8, 5)[1:] - y), axis=(0, 1)),
+            "of powers": jnp.sum(jnp.exp(x) * x),
+        }
+
+    rng = np.random.default_rng(2)
+    x, y, shared = rng.normal(size=(8, 48, 5)), rng.normal(size=8) ** 2, rng.normal(size=(48, 5))
+    plain = jax.vmap(function, (0, 0, None))(x, y, shared)
+    arguments = (np.moveaxis(x, 0, -1), y, shared)
+    lanes = jax.jit(lambda *args: lanes_last(function, args, (True, True, False), 8))(*arguments)
+    for name, value in plain.items():
+        limit = 1e-5 if name == "by numbers" else 1e-12
+        np.testing.assert_allclose(jnp.moveaxis(lanes[name], -1, 0), value, rtol=limit, atol=limit, err_msg=name)
 
 
 # ------------------------------------------------------------------------------------------------------------ one step

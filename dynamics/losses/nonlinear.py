@@ -12,9 +12,10 @@ from dynamics.losses.margins import Logistic
 class CrossEntropy(Logistic):
     r"""Cross-entropy $\log\sum_j e^{z_j} - z_y$.
 
-    Written as $\mathrm{softplus}(\log\sum_{j\ne y} e^{z_j - z_y})$: the plain form has loss and true-class gradient exactly
-    zero from margin 38 on (float64; 18 in float32), this one keeps every gradient right to margin 700 (87). It is the logistic
-    loss of the margin $z_y - \log\sum_{j\ne y} e^{z_j}$, and by the logarithm of that good to margins of 1e9.
+    Written as $m + \log(e^{-m} + \sum_{j\ne y} e^{z_j - z_y - m})$ with $m = \max_j(z_j - z_y)$, by log1p: the plain form has loss
+    and true-class gradient exactly zero from margin 38 on (float64; 18 in float32), this one keeps every gradient right to
+    margin 700 (87). It is the logistic loss of the margin $z_y - \log\sum_{j\ne y} e^{z_j}$, and by the logarithm of that
+    good to margins of 1e9.
     """
 
     multiclass: ClassVar[bool] = True
@@ -22,13 +23,18 @@ class CrossEntropy(Logistic):
     def __call__(self, logits, label):
         others = jnp.arange(logits.shape[-1]) != label
         own = jnp.sum(jnp.where(others, 0, logits))  # picked by a mask: a gather would hold up what is done for many at once
-        return jax.nn.softplus(jax.nn.logsumexp(logits - own, where=others))
+        leads = jnp.where(others, logits - own, 0)
+        top = jax.lax.stop_gradient(jnp.max(leads))
+        top = jnp.where(jnp.isfinite(top), top, 0)
+        powers = jnp.exp(leads - top)
+        return top + jnp.log1p(jnp.sum(jnp.where(others, powers, powers - 1)))  # the label's power is 1 unless it trails
 
     def gradient(self, logits, label):
         """Softmax minus the one-hot label; the label's entry is minus the sum of the others, so that none rounds to zero."""
         others = jnp.arange(logits.shape[-1]) != label
         powers = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits)))
-        return jnp.where(others, powers, -jnp.sum(jnp.where(others, powers, 0))) / jnp.sum(powers)
+        share = 1 / jnp.sum(powers)  # one division instead of one a class
+        return jnp.where(others, powers, -jnp.sum(jnp.where(others, powers, 0))) * share
 
 
 class SquaredError(Loss):

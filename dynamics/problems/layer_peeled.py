@@ -219,9 +219,9 @@ class LayerPeeled(Problem):
         """Mean loss over samples plus half of each decay times the squared norm of its part."""
         state = self.complete(state)
         penalty = (
-            self.decay.features * jnp.sum(state.features**2)
-            + self.decay.prototypes * jnp.sum(state.prototypes**2)
-            + self.decay.biases * jnp.sum(state.biases**2)
+            self.decay.features * jnp.sum(jnp.square(state.features))
+            + self.decay.prototypes * jnp.sum(jnp.square(state.prototypes))
+            + self.decay.biases * jnp.sum(jnp.square(state.biases))
         )
         return self.data_loss(state) + 0.5 * penalty
 

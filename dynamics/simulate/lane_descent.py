@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dynamics import status
 from dynamics.simulate.general_descent import Descending, judge
-from dynamics.simulate.lanes_last import apart, lanes_last, row_sum
+from dynamics.simulate.lanes_last import apart, lanes_last, norm
 from dynamics.simulate.prepared import Run
 from dynamics.trajectory import floating
 
@@ -78,7 +78,7 @@ def lane_descent(arrays: Descending, static: Descending, has_axis: Descending, l
             return lanes_last(call("step"), (k, rates, x, memory, mine), flags, lanes)
 
         def judged(x, code, count, cap):
-            code = jnp.where(code == status.OK, judge(_norm(x), cap), code)
+            code = jnp.where(code == status.OK, judge(norm(x), cap), code)
             return code, count + (code == status.OK)
 
         def moved(k, x, memory, code, count, steady, mine, cap):
@@ -112,7 +112,7 @@ def lane_descent(arrays: Descending, static: Descending, has_axis: Descending, l
             return write(values, row, moving[0], moving[2]), moving
 
         steady = rates_at(zero, mine)
-        code = jnp.where(allowed, judge(_norm(x), cap), status.BAD_INPUT).astype(jnp.int32)
+        code = jnp.where(allowed, judge(norm(x), cap), status.BAD_INPUT).astype(jnp.int32)
         values = write(values, zero, x, code)
         moving = (x, memory, code, jnp.zeros(lanes, jnp.int32))
         values, (_, _, code, count) = jax.lax.fori_loop(zero + 1, zero + rows, snapshot, (values, moving))
@@ -127,19 +127,3 @@ def lane_descent(arrays: Descending, static: Descending, has_axis: Descending, l
 def members_of(arrays: PyTree, has_axis: PyTree) -> int:
     """How many members the marked leaves hold."""
     return next(leaf.shape[0] for leaf, flag in zip(*map(jax.tree.leaves, (arrays, has_axis)), strict=True) if flag)
-
-
-def _norm(x: PyTree) -> Float[Array, " lanes"]:
-    return jnp.sqrt(sum(apart(_squares, leaf) for leaf in jax.tree.leaves(x)))
-
-
-def _squares(leaf: Float[Array, "*rows lanes"]) -> Float[Array, " lanes"]:
-    return row_sum(apart(_partial_squares, leaf))
-
-
-def _partial_squares(leaf: Float[Array, "*rows lanes"]) -> Float[Array, "rows lanes"]:
-    """Sums of the squares of a few rows each."""
-    leaf = leaf.reshape(-1, leaf.shape[-1])
-    parts = next(n for n in range(min(len(leaf), 24), 0, -1) if len(leaf) % n == 0)
-    first, *rest = leaf.reshape(parts, -1, leaf.shape[-1])
-    return functools.reduce(lambda total, part: total + part * part, rest, first * first)

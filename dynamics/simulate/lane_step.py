@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamics import state as tree
-from dynamics.simulate.lanes_last import apart, row_sum
+from dynamics.simulate.lanes_last import apart, norm, row_sum
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 """How a step is chosen after an error, as diffrax's controller does by default."""
@@ -88,7 +88,7 @@ class Stepper(NamedTuple):
     def at_rest(self, y: PyTree, lanes: int, first: float) -> Moving:
         """Before the first step, which has the length `first`."""
         zeros = jnp.zeros(lanes, self.t_end.dtype)
-        stopped = ~(_norm(y) <= self.norm_cap)
+        stopped = ~(norm(y) <= self.norm_cap)
         k = self.velocity(self._after(zeros), y)
         return Moving(y, k, zeros, zeros, zeros + first, jnp.zeros(lanes, jnp.int32), stopped)
 
@@ -103,7 +103,7 @@ class Stepper(NamedTuple):
             stages, y1 = apart(some, moving, h, target, stages)
         # the last stage was evaluated at the end of the step
         error = apart(self._error, moving.y, y1, h, stages)
-        runaway = ~(apart(_norm, y1) <= self.norm_cap)
+        runaway = ~(apart(norm, y1) <= self.norm_cap)
         return apart(self._judged, moving, active, h, target, arrives, stages, y1, error, runaway)
 
     def _length(self, moving: Moving, active):
@@ -132,9 +132,9 @@ class Stepper(NamedTuple):
             error = h * _combined(self.solver.tableau.b_error, slopes)
             return jnp.square(error / (self.atol + self.rtol * jnp.maximum(jnp.abs(old), jnp.abs(new))))
 
-        squares = apart(lambda *trees: jax.tree.map(scaled, *trees), y, y1, *stages)
+        squares = jax.tree.map(functools.partial(row_sum, scaled), y, y1, *stages)
         count = sum(leaf.size // leaf.shape[-1] for leaf in jax.tree.leaves(y))
-        error = jnp.sqrt(sum(row_sum(leaf) for leaf in jax.tree.leaves(squares)) / count)
+        error = jnp.sqrt(sum(jax.tree.leaves(squares)) / count)
         return jax.lax.stop_gradient(jnp.where(jnp.isnan(error), jnp.inf, error))
 
     def _judged(self, moving: Moving, active, h, target, arrives, stages, y1, error, runaway) -> tuple[Moving, Step]:
@@ -210,7 +210,3 @@ def _combined(weights, slopes):
     pairs = zip(weights, slopes, strict=True)
     terms = [weight * slope for weight, slope in pairs if not (isinstance(weight, float) and weight == 0)]
     return sum(terms[1:], terms[0])
-
-
-def _norm(y: PyTree) -> Float[Array, " lanes"]:
-    return jnp.sqrt(sum(row_sum(apart(jnp.square, leaf)) for leaf in jax.tree.leaves(y)))

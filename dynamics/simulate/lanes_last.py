@@ -81,9 +81,18 @@ def apart(function, *args):
         return jax.jit(inlining)(*args)
 
 
-def row_sum(values: Array) -> Array:
-    """The sum over all axes but the last, as a few written-out sums: (..., lanes) to (lanes,)."""
-    return apart(lambda rows: _reduced(rows, (0,), operator.add), values.reshape(-1, values.shape[-1]))
+def row_sum(function, *arrays: Array) -> Array:
+    """The sum over all axes but the last of an elementwise function of arrays, as a few written-out sums.
+
+    The arrays have one shape, (..., lanes); the result is (lanes,).
+    """
+    rows = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    return apart(functools.partial(_staged, function, operator.add), *rows)
+
+
+def norm(tree: PyTree) -> Array:
+    """The Euclidean norm of all leaves, (..., lanes), together: (lanes,)."""
+    return jnp.sqrt(sum(row_sum(jnp.square, leaf) for leaf in jax.tree.leaves(tree)))
 
 
 class _Memory(NamedTuple):
@@ -92,6 +101,7 @@ class _Memory(NamedTuple):
     made: dict  # operation and operands to results
     stored: dict  # values that lie in memory, or such copies of them
     turned: dict  # transposes to what they were made of: a product reads through them
+    recipes: dict  # cheap elementwise results and broadcasts, used once, to these: a long reduction computes them as it reads
 
 
 def _evaluate(jaxpr, consts, inputs, lanes, memory=None):
@@ -99,7 +109,7 @@ def _evaluate(jaxpr, consts, inputs, lanes, memory=None):
     known = dict(zip(jaxpr.constvars, ((const, False) for const in consts), strict=True))
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
     if memory is None:
-        memory = _Memory({}, {id(value): value for value, _ in known.values()}, {})
+        memory = _Memory({}, {id(value): value for value, _ in known.values()}, {}, {})
     uses = Counter(atom for equation in jaxpr.eqns for atom in equation.invars if not isinstance(atom, jex.Literal))
     uses.update(atom for atom in jaxpr.outvars if not isinstance(atom, jex.Literal))
     last = _lead_out(jaxpr, uses)
@@ -117,14 +127,15 @@ def _evaluate(jaxpr, consts, inputs, lanes, memory=None):
         else:
             key = _key(equation, values)
             if key not in memory.made:
-                results = _results(equation, values, lanes, memory, equation.outvars[0] in last)
+                out = equation.outvars[0]
+                results = _results(equation, values, lanes, memory, out in last, uses[out] == 1)
                 memory.made[key] = (values, results)  # the operands stay alive, and so their identities
             results = memory.made[key][1]
         known |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _results(equation, values, lanes, memory, leads_out) -> list:
+def _results(equation, values, lanes, memory, leads_out, used_once) -> list:
     """The results of one operation, each with whether it has lanes."""
     name = equation.primitive.name
     if not any(flag for _, flag in values):
@@ -137,9 +148,13 @@ def _results(equation, values, lanes, memory, leads_out) -> list:
         if not leads_out:
             memory.stored[id(out)] = out
         return [(out, True)]
+    if name in REDUCTIONS:
+        return [(_reduction(equation, *values[0], lanes, memory), True)]
     results = _apply(equation, values, lanes)
     if name in COSTLY:
         memory.stored[id(results[0])] = results[0]
+    elif used_once and (name in ELEMENTWISE or name == "broadcast_in_dim"):
+        memory.recipes[id(results[0])] = (equation, values)
     if name == "transpose":
         memory.turned[id(results[0])] = (*values[0], equation.params["permutation"])
     return [(value, True) for value in results]
@@ -191,8 +206,6 @@ def _apply(equation, values, lanes) -> list[Array]:
         bind = functools.partial(equation.primitive.bind, **params)
         return [apart(bind, *values) if name in COSTLY and shape else bind(*values)]
     (value, flag), *others = values
-    if name in REDUCTIONS:
-        return [_reduced(value, params["axes"], REDUCTIONS[name])]
     if name == "broadcast_in_dim" and not others:
         return [jax.lax.broadcast_in_dim(value, (*shape, lanes), (*params["broadcast_dimensions"], len(shape)))]
     if name in ("reshape", "squeeze", "expand_dims") and params.get("dimensions") is None or name == "squeeze":
@@ -241,20 +254,78 @@ def _product(equation, flags, orders, *operands) -> Array:
     return out if dtype is None else out.astype(dtype)
 
 
-def _reduced(value, axes, combine) -> Array:
-    """A reduction over axes, written out; a long one in stages."""
-    rest = [axis for axis in range(value.ndim) if axis not in axes]
-    value = jnp.transpose(value, (*axes, *rest))
-    value = value.reshape(-1, *value.shape[len(axes) :])
+def _reduction(equation, value, flag, lanes, memory) -> Array:
+    """A reduction over axes, written out; a long one in stages, of elementwise operations computed as they are read."""
+    axes, combine = equation.params["axes"], REDUCTIONS[equation.primitive.name]
+    shape = equation.invars[0].aval.shape
+    rest = tuple(axis for axis in range(len(shape)) if axis not in axes)
+    count = math.prod(shape[axis] for axis in axes)
 
-    def stage(value):
-        count, left = divmod(value.shape[0], STAGE)
-        total = _total([value[n * count : (n + 1) * count] for n in range(STAGE)], combine)
-        return jnp.concatenate([total, value[STAGE * count :]]) if left else total
+    def rows(value):
+        """(rows, *rest, lanes), all of which may be 1."""
+        value = jnp.transpose(value, (*axes, *rest, len(shape)))
+        return value.reshape(-1, *value.shape[len(axes) :])
 
-    while value.shape[0] > STAGE:
-        value = apart(stage, value)
-    return _total(list(value), combine)
+    if count <= STAGE:
+        return _total(list(rows(value)), combine)
+    leaves = {}
+
+    def collect(value, flag):
+        """What is read from memory, as rows."""
+        equation, operands = memory.recipes.get(id(value), (None, ()))
+        cheap = equation is not None and id(value) not in memory.stored and value.shape[:-1] == shape
+        if cheap and equation.primitive.name in ELEMENTWISE:
+            for operand, has_lanes in operands:
+                if jnp.ndim(operand) - has_lanes == len(shape):
+                    collect(operand, has_lanes)
+            return
+        full = value if flag else value[..., None]
+        if cheap:
+            ((small, has_lanes),) = operands
+            kept = equation.params["broadcast_dimensions"]
+            sizes = [small.shape[kept.index(axis)] if axis in kept else 1 for axis in range(len(shape))]
+            full = small.reshape(*sizes, lanes if has_lanes else 1)
+        if len({full.shape[axis] == 1 for axis in axes if shape[axis] > 1}) > 1:  # neither a row nor all of them
+            full = jnp.broadcast_to(full, (*shape, full.shape[-1]))
+        leaves[id(value)] = rows(full)
+
+    collect(value, flag)
+    if all(leaf.shape[0] == 1 for leaf in leaves.values()):  # nothing tells how many rows there are
+        leaves = {id(value): rows(value)}
+    width = tuple(shape[axis] for axis in rest)
+
+    def expression(*parts):
+        known = dict(zip(leaves, parts, strict=True))
+        part = (max(part.shape[0] for part in parts), *width, lanes)
+
+        def made(value, flag):
+            if jnp.ndim(value) - flag < len(shape):
+                return jnp.broadcast_to(value, part) if flag else value
+            if id(value) not in known:
+                equation, operands = memory.recipes[id(value)]
+                known[id(value)] = equation.primitive.bind(*(made(*operand) for operand in operands), **equation.params)
+            return jnp.broadcast_to(known[id(value)], part)
+
+        return made(value, flag)
+
+    return _staged(expression, combine, *leaves.values())
+
+
+def _staged(function, combine, *rows) -> Array:
+    """The combination over the first axis of an elementwise function, of arrays with that axis or 1 instead."""
+    count = max(row.shape[0] for row in rows)
+    if count <= STAGE:
+        return _total(list(function(*rows)), combine)
+    size, left = divmod(count, STAGE)
+
+    def piece(rows, begin, end):
+        return function(*(row[begin:end] if row.shape[0] == count else row for row in rows))
+
+    def stage(*rows):
+        total = _total([piece(rows, n * size, (n + 1) * size) for n in range(STAGE)], combine)
+        return jnp.concatenate([total, piece(rows, STAGE * size, count)]) if left else total
+
+    return _staged(lambda rows: rows, combine, apart(stage, *rows))
 
 
 def _total(terms, combine) -> Array:
