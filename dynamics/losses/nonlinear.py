@@ -33,8 +33,7 @@ class CrossEntropy(Logistic):
         """Softmax minus the one-hot label; the label's entry is minus the sum of the others, so that none rounds to zero."""
         others = jnp.arange(logits.shape[-1]) != label
         powers = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits)))
-        share = 1 / jnp.sum(powers)  # one division instead of one a class
-        return jnp.where(others, powers, -jnp.sum(jnp.where(others, powers, 0))) * share
+        return jnp.where(others, powers, -jnp.sum(jnp.where(others, powers, 0))) / jnp.sum(powers)
 
 
 class SquaredError(Loss):

@@ -102,8 +102,9 @@ class Stepper(NamedTuple):
             some = functools.partial(self._stages, rows[begin : begin + TOGETHER])
             stages, y1 = apart(some, moving, h, target, stages)
         # the last stage was evaluated at the end of the step
-        error = apart(self._error, moving.y, y1, h, stages)
-        runaway = ~(apart(norm, y1) <= self.norm_cap)
+        still = jax.lax.stop_gradient((moving.y, y1, h, stages))  # what steps are made of is not what is differentiated
+        error = apart(self._error, *still)
+        runaway = ~(apart(norm, still[1]) <= self.norm_cap)
         return apart(self._judged, moving, active, h, target, arrives, stages, y1, error, runaway)
 
     def _length(self, moving: Moving, active):
@@ -135,7 +136,7 @@ class Stepper(NamedTuple):
         squares = jax.tree.map(functools.partial(row_sum, scaled), y, y1, *stages)
         count = sum(leaf.size // leaf.shape[-1] for leaf in jax.tree.leaves(y))
         error = jnp.sqrt(sum(jax.tree.leaves(squares)) / count)
-        return jax.lax.stop_gradient(jnp.where(jnp.isnan(error), jnp.inf, error))
+        return jnp.where(jnp.isnan(error), jnp.inf, error)
 
     def _judged(self, moving: Moving, active, h, target, arrives, stages, y1, error, runaway) -> tuple[Moving, Step]:
         """What becomes of a step with such an error."""
