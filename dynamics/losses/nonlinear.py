@@ -12,7 +12,7 @@ from dynamics.losses.margins import Logistic
 class CrossEntropy(Logistic):
     r"""Cross-entropy $\log\sum_j e^{z_j} - z_y$.
 
-    Written as $m + \log(e^{-m} + \sum_{j\ne y} e^{z_j - z_y - m})$ with $m = \max_j(z_j - z_y)$, by log1p: the plain form has loss
+    Written as $m + \log(e^{-m} + \sum_{j\ne y} e^{z_j - z_y - m})$, $m = \max_j(z_j - z_y)$, by log1p: the plain form has loss
     and true-class gradient exactly zero from margin 38 on (float64; 18 in float32), this one keeps every gradient right to
     margin 700 (87). It is the logistic loss of the margin $z_y - \log\sum_{j\ne y} e^{z_j}$, and by the logarithm of that
     good to margins of 1e9.

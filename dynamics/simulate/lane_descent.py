@@ -1,12 +1,10 @@
 """Gradient descents of many members, a few side by side in the last axis."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from dynamics import status
 from dynamics.simulate.general_descent import Descending, judge
