@@ -52,3 +52,14 @@ def test_what_cannot_be_dealt():
         Dealt(one, jax.tree.map(lambda leaf: leaf[:1], STARTS))
     with pytest.raises(ValueError, match="one leading axis"):
         Dealt(lambda pair: pair[0] + pair[1], (jnp.zeros(3), jnp.zeros(4)))
+
+
+def test_a_function_is_traced_once_for_devices_with_equal_parts():
+    traces = []
+
+    def counted(start):
+        traces.append(start)
+        return one(start)
+
+    Dealt(counted, jax.tree.map(lambda leaf: leaf[:6], STARTS))
+    assert len(traces) == 1

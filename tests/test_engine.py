@@ -117,6 +117,19 @@ def test_no_collective_is_compiled(shard):
     assert not re.search(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text)
 
 
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_function_is_traced_once_for_its_shapes_and_once_for_all_devices(shard):
+    traces = []
+
+    def one(member):
+        traces.append(member)
+        return {"square": member**2}
+
+    found = run(one, np.arange(40.0), chunk=16, lanes=8, shard=shard, progress=False, devices=jax.devices()[:2])
+    np.testing.assert_array_equal(found.values["square"], np.arange(40.0) ** 2)
+    assert len(traces) == 2
+
+
 def test_programs_that_could_wait_for_each_other_take_turns(monkeypatch):
     def big(member):
         return jnp.sum(jnp.sin(member * jnp.arange(200_000.0)))

@@ -52,16 +52,16 @@ class Dealt:
         self.index = [order[first :: len(devices)] for first in range(len(devices))]
         self._reuse = reuse
         self._parts, self._programs, self._rooms = [], [], []
+        # an argument that is given up and not used is memory for the results
+        move = jax.jit(
+            lambda room, part: jax.vmap(one)(part),
+            donate_argnums=0,
+            keep_unused=True,
+            compiler_options=compiler_options(devices[0]),
+        )
         for mine, device in zip(self.index, devices, strict=True):
             part = jax.device_put(jax.tree.map(lambda leaf, mine=mine: leaf[mine], members), device)
             room = _room(jax.eval_shape(jax.vmap(one), part), device) if reuse else ()
-            # an argument that is given up and not used is memory for the results
-            move = jax.jit(
-                lambda room, part: jax.vmap(one)(part),
-                donate_argnums=0,
-                keep_unused=True,
-                compiler_options=compiler_options(device),
-            )
             self._parts.append(part)
             self._rooms.append(room)
             self._programs.append(move.lower(room, part).compile())

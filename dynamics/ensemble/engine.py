@@ -99,6 +99,7 @@ class Ensemble:
         self.forecast = 0
         self.compile_seconds = 0.0
         self._orders: list[np.ndarray] | None = None
+        self._programs: dict[int, Program] = {}
         self._compiled: dict[tuple, Any] = {}
         self._compiling = threading.Lock()
         self._one_at_a_time = threading.Lock()
@@ -119,7 +120,11 @@ class Ensemble:
     # ---- what is compiled ----
 
     def _program(self, group: int) -> Program:
-        return Program(self.one, self.groups[group].static, self.key is not None, self.keep, self.watch, self.chunk, self.lanes)
+        """The program of a group, one for all devices."""
+        if group not in self._programs:
+            static, keyed = self.groups[group].static, self.key is not None
+            self._programs[group] = Program(self.one, static, keyed, self.keep, self.watch, self.chunk, self.lanes)
+        return self._programs[group]
 
     def base_key(self):
         """What the keys of members are folded from; a number where they have none."""
@@ -203,6 +208,7 @@ class Ensemble:
                     f"may take {bytes_of.shown(self.cap)}: give chunk={smaller}, fewer lanes than {self.lanes}, or more memory"
                 )
             self.chunk = self._rounded(smaller)
+            self._programs.clear()
             self._compiled.clear()
 
     def slots(self) -> list[tuple[Device, ...]]:

@@ -46,6 +46,7 @@ class Program:
         self.one, self.static, self.keyed = one, static, keyed
         self.keep, self.watch = keep, watch
         self.chunk, self.lanes = chunk, lanes
+        self._on_one: Callable | None = None
 
     def member(self, row: PyTree) -> PyTree:
         """The member as `one` sees it."""
@@ -82,8 +83,11 @@ class Program:
 
     def compile(self, rows: PyTree, key, devices: list[Device]) -> "jax.stages.Compiled":
         """The program for chunks like these rows: on one device, or sharded over several."""
+        options = compiler_options(devices[0])
         if len(devices) == 1:
-            run = self.block
+            if self._on_one is None:
+                self._on_one = jax.jit(self.block, compiler_options=options)  # one for all devices: it is traced once
+            run = self._on_one
             split = whole = SingleDeviceSharding(devices[0])
         else:
             mesh = Mesh(np.array(devices), ("members",), axis_types=(AxisType.Auto,))
@@ -96,7 +100,10 @@ class Program:
                 return outcome._replace(work=outcome.work[None])
 
             # check_vma=True fails in loops whose carry starts as a constant; the parts never speak to each other
-            run = jax.shard_map(part, mesh=mesh, in_specs=(over, over, everywhere, everywhere), out_specs=over, check_vma=False)
+            specs = (over, over, everywhere, everywhere)
+            run = jax.jit(
+                jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False), compiler_options=options
+            )
             split, whole = NamedSharding(mesh, over), NamedSharding(mesh, everywhere)
 
         def like(sharding):
@@ -104,7 +111,7 @@ class Program:
 
         numbers = np.zeros(self.chunk, np.int32)
         shapes = jax.tree.map(like(split), (_sized(rows, self.chunk), numbers)), jax.tree.map(like(whole), (key, np.int32(0)))
-        return jax.jit(run, compiler_options=compiler_options(devices[0])).lower(*shapes[0], *shapes[1]).compile()
+        return run.lower(*shapes[0], *shapes[1]).compile()
 
 
 def compiler_options(device: Device) -> dict[str, int] | None:

@@ -149,7 +149,7 @@ def _results(equation, values, lanes, memory, leads_out, used_once) -> list:
             memory.stored[id(out)] = out
         return [(out, True)]
     if name in REDUCTIONS:
-        return [(_reduction(equation, *values[0], lanes, memory), True)]
+        return [(_reduction(equation, values[0][0], lanes, memory), True)]
     results = _apply(equation, values, lanes)
     if name in COSTLY:
         memory.stored[id(results[0])] = results[0]
@@ -254,59 +254,58 @@ def _product(equation, flags, orders, *operands) -> Array:
     return out if dtype is None else out.astype(dtype)
 
 
-def _reduction(equation, value, flag, lanes, memory) -> Array:
+def _reduction(equation, value, lanes, memory) -> Array:
     """A reduction over axes, written out; a long one in stages, of elementwise operations computed as they are read."""
     axes, combine = equation.params["axes"], REDUCTIONS[equation.primitive.name]
     shape = equation.invars[0].aval.shape
     rest = tuple(axis for axis in range(len(shape)) if axis not in axes)
-    count = math.prod(shape[axis] for axis in axes)
 
     def rows(value):
         """(rows, *rest, lanes), all of which may be 1."""
         value = jnp.transpose(value, (*axes, *rest, len(shape)))
         return value.reshape(-1, *value.shape[len(axes) :])
 
-    if count <= STAGE:
+    if math.prod(shape[axis] for axis in axes) <= STAGE:
         return _total(list(rows(value)), combine)
     leaves = {}
 
-    def collect(value, flag):
+    def collect(value, has_lanes):
         """What is read from memory, as rows."""
-        equation, operands = memory.recipes.get(id(value), (None, ()))
-        cheap = equation is not None and id(value) not in memory.stored and value.shape[:-1] == shape
-        if cheap and equation.primitive.name in ELEMENTWISE:
-            for operand, has_lanes in operands:
-                if jnp.ndim(operand) - has_lanes == len(shape):
-                    collect(operand, has_lanes)
+        cheap = id(value) not in memory.stored and value.shape[:-1] == shape
+        recipe = memory.recipes.get(id(value)) if cheap else None
+        if recipe is None:
+            full = value if has_lanes else value[..., None]
+        elif recipe[0].primitive.name in ELEMENTWISE:
+            for operand, flag in recipe[1]:
+                if jnp.ndim(operand) - flag == len(shape):
+                    collect(operand, flag)
             return
-        full = value if flag else value[..., None]
-        if cheap:
-            ((small, has_lanes),) = operands
-            kept = equation.params["broadcast_dimensions"]
+        else:
+            ((small, flag),) = recipe[1]
+            kept = recipe[0].params["broadcast_dimensions"]
             sizes = [small.shape[kept.index(axis)] if axis in kept else 1 for axis in range(len(shape))]
-            full = small.reshape(*sizes, lanes if has_lanes else 1)
+            full = small.reshape(*sizes, lanes if flag else 1)
         if len({full.shape[axis] == 1 for axis in axes if shape[axis] > 1}) > 1:  # neither a row nor all of them
             full = jnp.broadcast_to(full, (*shape, full.shape[-1]))
         leaves[id(value)] = rows(full)
 
-    collect(value, flag)
+    collect(value, True)
     if all(leaf.shape[0] == 1 for leaf in leaves.values()):  # nothing tells how many rows there are
         leaves = {id(value): rows(value)}
-    width = tuple(shape[axis] for axis in rest)
 
     def expression(*parts):
         known = dict(zip(leaves, parts, strict=True))
-        part = (max(part.shape[0] for part in parts), *width, lanes)
+        part = (max(part.shape[0] for part in parts), *(shape[axis] for axis in rest), lanes)
 
-        def made(value, flag):
-            if jnp.ndim(value) - flag < len(shape):
-                return jnp.broadcast_to(value, part) if flag else value
+        def made(value, has_lanes):
+            if jnp.ndim(value) - has_lanes < len(shape):
+                return jnp.broadcast_to(value, part) if has_lanes else value
             if id(value) not in known:
                 equation, operands = memory.recipes[id(value)]
                 known[id(value)] = equation.primitive.bind(*(made(*operand) for operand in operands), **equation.params)
             return jnp.broadcast_to(known[id(value)], part)
 
-        return made(value, flag)
+        return made(value, True)
 
     return _staged(expression, combine, *leaves.values())
 
