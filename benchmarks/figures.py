@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from benchmarks.ratios import quartiles, sized
+
 # Okabe and Ito: told apart by people who see two primary colours
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#8C8C8C",
@@ -52,8 +54,7 @@ def _ratios(result: dict[str, Any]):
         entry = entries[name]
         ran = {racer["name"]: racer for racer in entry["racers"] if racer["status"] == "ran"}
         best = ran[entry["best"]]
-        base = ran[entry["base"]]["quartiles"]
-        low, high = (base[1] / best["quartiles"][end] for end in (2, 0))
+        low, high = quartiles(ran[entry["base"]], best)
         axes.barh(row, best["ratio"] - 1, left=1, height=0.56, color=GREY if entry["scaled"] else BLUE, zorder=2)
         axes.plot([low, high], [row, row], color="black", lw=1.2, zorder=3)
         for racer in ran.values():
@@ -87,11 +88,6 @@ def _ratios(result: dict[str, Any]):
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.set_layout_engine("constrained")
     return figure
-
-
-def sized(x: float) -> str:
-    """Three digits, no exponent."""
-    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def _work_precision(result: dict[str, Any]):
