@@ -186,11 +186,15 @@ def lane_flow(
         loop, ends = carry
         loop = refill(loop._replace(values=ends.values))
 
-        def few_have_ended(loop: Loop):
-            free = jnp.sum(~going(loop.moving))
-            return jnp.where(loop.following < members, free < enough, free < lanes)
+        def goes_on(loop: Loop):
+            """Lanes that started together save together: those that are free wait for the others if these are nearly there."""
+            busy = going(loop.moving)
+            free = jnp.sum(~busy)
+            left = jnp.max(jnp.where(busy, (ts[-1] - loop.moving.t) / loop.moving.h, 0.0))
+            waits = (loop.following == members) | (free < enough) | (free * left < PATIENCE * lanes)
+            return (free < lanes) & waits
 
-        loop = jax.lax.while_loop(few_have_ended, step, loop)
+        loop = jax.lax.while_loop(goes_on, step, loop)
         return loop._replace(values=None), settle(loop, ends)
 
     def room(leaf):
@@ -216,6 +220,9 @@ def lane_flow(
     )
     return ends._replace(values=unpack(ends.values))
 
+
+PATIENCE = 2
+"""Steps of a lane that may go by, a lane on average, until all have ended and the next members start together."""
 
 PACKED = 256
 """Up to so many numbers of a member are kept together, and come apart at the end: every array costs a write a lane."""
