@@ -30,7 +30,7 @@ Coupling = SymmetricCoupling | Float[Array, "rows classes"]
 
 class Loss(eqx.Module):
     """A per-sample loss. A new loss is one class with `__call__`; `coupling` only if it is linear in the logits, `gradient`
-    only where a formula is faster or more accurate than differentiating `__call__`."""
+    and `mean` only where a formula is faster or more accurate than differentiating or averaging `__call__`."""
 
     @abc.abstractmethod
     def __call__(self, logits: Float[Array, " classes"], label: Int[Array, ""]) -> Float[Array, ""]:
@@ -39,6 +39,10 @@ class Loss(eqx.Module):
     def gradient(self, logits: Float[Array, " classes"], label: Int[Array, ""]) -> Float[Array, " classes"]:
         """The gradient of the loss of one sample in its logits."""
         return jax.grad(self)(logits, label)
+
+    def mean(self, logits: Float[Array, "samples classes"], labels: Int[Array, " samples"]) -> Float[Array, ""]:
+        """The mean loss of samples of equal weight."""
+        return jnp.mean(jax.vmap(self)(logits, labels))
 
     def coupling(self, num_classes: int) -> Coupling | None:
         """The coupling A of a loss `-<A_y, z>`: symmetric, (classes, classes) by label, (samples, classes) by sample, or

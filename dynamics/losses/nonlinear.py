@@ -1,5 +1,6 @@
 """Losses that are not linear in the logits."""
 
+import math
 from typing import ClassVar
 
 import jax
@@ -21,13 +22,31 @@ class CrossEntropy(Logistic):
     multiclass: ClassVar[bool] = True
 
     def __call__(self, logits, label):
+        top, excess = self._parts(logits, label)
+        return top + jnp.log1p(excess)
+
+    def mean(self, logits, labels):
+        """With one logarithm for many samples: of $(1 + a)(1 + b) = 1 + (a + b + ab)$, where nothing cancels as a, b >= 0."""
+        tops, excess = jax.vmap(self._parts)(logits, labels)
+        samples, classes = logits.shape
+        most = math.log2(float(jnp.finfo(logits.dtype).max)) / math.log2(max(classes, 2))  # as 1 + a is at most C
+        levels = min(math.ceil(math.log2(samples)), int(math.log2(most)))
+        excess = jnp.pad(excess, (0, -samples % 2**levels))  # by zeros, which change no product
+        for _ in range(levels):
+            a, b = jnp.split(excess, 2)
+            excess = a + b + a * b
+        return (jnp.sum(tops) + jnp.sum(jnp.log1p(excess))) / samples
+
+    @staticmethod
+    def _parts(logits, label):
+        r"""$m$ and $e^{-m} + \sum_{j\ne y} e^{z_j - z_y - m} - 1 \ge 0$."""
         others = jnp.arange(logits.shape[-1]) != label
         own = jnp.sum(jnp.where(others, 0, logits))  # picked by a mask: a gather would hold up what is done for many at once
         leads = jnp.where(others, logits - own, 0)
         top = jax.lax.stop_gradient(jnp.max(leads))
         top = jnp.where(jnp.isfinite(top), top, 0)
         powers = jnp.exp(leads - top)
-        return top + jnp.log1p(jnp.sum(jnp.where(others, powers, powers - 1)))  # the label's power is 1 unless it trails
+        return top, jnp.sum(jnp.where(others, powers, powers - 1))  # the label's power is 1 unless it trails
 
     def gradient(self, logits, label):
         """Softmax minus the one-hot label; the label's entry is minus the sum of the others, so that none rounds to zero."""

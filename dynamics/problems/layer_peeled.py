@@ -201,9 +201,11 @@ class LayerPeeled(Problem):
         rows = self.labels
         if self.label_coupling is not None and self.label_coupling.by_sample:
             rows = np.arange(self.num_samples)
-        losses = jax.vmap(self.loss)(logits, jnp.asarray(rows))
-        self._check_losses(losses)
-        losses = losses * jnp.asarray(self.data.weights, logits.dtype)
+        rows = jnp.asarray(rows)
+        self._check_losses(jax.eval_shape(jax.vmap(self.loss), logits, rows))
+        if counted is None and self.data.static_weights is None:
+            return self.loss.mean(logits, rows)
+        losses = jax.vmap(self.loss)(logits, rows) * jnp.asarray(self.data.weights, logits.dtype)
         return jnp.mean(losses if counted is None else counted * losses)
 
     def _check_losses(self, losses) -> None:

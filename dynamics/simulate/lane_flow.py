@@ -161,14 +161,17 @@ def lane_flow(
         return loop._replace(moving=moving, upcoming=upcoming, held=jnp.where(taken, 0, loop.held), values=values)
 
     def tries(loop: Loop):
-        return stepper(loop).attempt(loop.moving, going(loop.moving))
+        moving, tried = stepper(loop).attempt(loop.moving, going(loop.moving))
+        return moving._replace(y=None, k=None), tried._replace(y=None)
 
     def inside(loop: Loop, tried, upcoming):
         now = ts[jnp.minimum(upcoming, times - 1)]
         return seen(now, stepper(loop).within(tried, now), loop.args)
 
     def step(loop: Loop) -> Loop:
+        y, k = loop.moving.y, loop.moving.k
         moving, tried = apart(tries, loop._replace(values=None))
+        tried = tried._replace(y=y)
 
         def pending(upcoming):
             passed = (ts[jnp.minimum(upcoming, times - 1)] - moving.t) - moving.late <= 0
@@ -180,6 +183,8 @@ def lane_flow(
             return upcoming + pending(upcoming), write(values, loop.who, upcoming, new, often=True)
 
         upcoming, values = jax.lax.while_loop(lambda carry: jnp.any(pending(carry[0])), save, (loop.upcoming, loop.values))
+        # not before all is saved, which these counts make sure of: then the new state takes the place of the old one
+        moving = moving._replace(y=y, k=k).arrived(tried, tried.kept & (upcoming >= 0))
         return loop._replace(moving=moving, upcoming=upcoming, held=loop.held + 1, values=values)
 
     def round_(carry):

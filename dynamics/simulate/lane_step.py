@@ -38,6 +38,11 @@ class Moving(NamedTuple):
     steps: Int[Array, " lanes"]
     stopped: Bool[Array, " lanes"]
 
+    def arrived(self, step: "Step", kept: Bool[Array, " lanes"]) -> "Moving":
+        """With the state and the velocity to which a step led, where it is kept."""
+        y, k = tree.select(kept, (step.y1, step.stages[-1]), (self.y, self.k))
+        return self._replace(y=y, k=k)
+
 
 class Step(NamedTuple):
     """A step that was tried: where from, its length, its stages, and whether it is kept."""
@@ -93,7 +98,10 @@ class Stepper(NamedTuple):
         return Moving(y, k, zeros, zeros, zeros + first, jnp.zeros(lanes, jnp.int32), stopped)
 
     def attempt(self, moving: Moving, active: Bool[Array, " lanes"]) -> tuple[Moving, Step]:
-        """Try one step in the active lanes; the others make a step of length zero and stay as they are."""
+        """Try one step in the active lanes; the others make a step of length zero and stay as they are.
+
+        The state and the velocity are still those before it, of which what lies within the step is made; see `arrived`.
+        """
         h, target, arrives = apart(self._length, moving, active)
         stages = [self.velocity(self._after(moving.t), moving.y) if self.jumps.shape[0] else moving.k]
         rows = [*zip(self.solver.tableau.a_lower, self.solver.tableau.c, strict=True)]
@@ -105,7 +113,9 @@ class Stepper(NamedTuple):
         still = jax.lax.stop_gradient((moving.y, y1, h, stages))  # what steps are made of is not what is differentiated
         error = apart(self._error, *still)
         runaway = ~(apart(norm, still[1]) <= self.norm_cap)
-        return apart(self._judged, moving, active, h, target, arrives, stages, y1, error, runaway)
+        times = moving._replace(y=None, k=None)
+        moved, step = apart(self._judged, times, active, h, target, arrives, error, runaway)
+        return moved._replace(y=moving.y, k=moving.k), step._replace(y=moving.y, stages=stages, y1=y1)
 
     def _length(self, moving: Moving, active):
         """The length of the step, where it may end at most, and whether it ends there."""
@@ -138,9 +148,9 @@ class Stepper(NamedTuple):
         error = jnp.sqrt(sum(jax.tree.leaves(squares)) / count)
         return jnp.where(jnp.isnan(error), jnp.inf, error)
 
-    def _judged(self, moving: Moving, active, h, target, arrives, stages, y1, error, runaway) -> tuple[Moving, Step]:
-        """What becomes of a step with such an error."""
-        y, t = moving.y, moving.t
+    def _judged(self, moving: Moving, active, h, target, arrives, error, runaway) -> tuple[Moving, Step]:
+        """What becomes of a step with such an error, states and velocities apart."""
+        t = moving.t
         least = jnp.finfo(t.dtype).eps * 1e-3 * self.t_end
         kept = active & ((error < 1) | (h <= least))
         wanted = SAFETY * jnp.maximum(error, jnp.finfo(t.dtype).tiny) ** (-1 / self.solver.order(None))
@@ -150,10 +160,8 @@ class Stepper(NamedTuple):
         ahead = t + reached
         reaches = jnp.where(arrives, target, ahead)
         late = jnp.where(arrives, 0.0, reached - (ahead - t))
-        step = Step(y, t, moving.late, h, stages, y1, kept, reaches)
-        moved = Moving(
-            y=tree.select(kept, y1, y),
-            k=tree.select(kept, stages[-1], moving.k),
+        step = Step(None, t, moving.late, h, [], None, kept, reaches)
+        moved = moving._replace(
             t=jnp.where(kept, reaches, t),
             late=jnp.where(kept, late, moving.late),
             h=jnp.where(active, jnp.maximum(h * factor, least), moving.h),
