@@ -138,6 +138,40 @@ def test_cross_entropy_far_from_the_boundary(dtype):
                 assert abs(mpmath.mpf(a) / b - 1) < 4 * np.finfo(dtype).eps * max(1.0, abs(float(row[0])))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("samples", "classes"), [(1, 2), (7, 1), (20, 4), (600, 4), (40, 100)])
+def test_mean_cross_entropy(samples, classes, dtype):
+    """Of many samples, right and wrong by margins up to hundreds: value and every slope relative to 60 digits."""
+    rng = np.random.default_rng(samples)
+    labels = rng.integers(classes, size=samples)
+    sizes = 10.0 ** rng.uniform(-3, 1.5 if dtype == np.float32 else 2.2, size=(samples, 1))
+    z = (sizes * rng.normal(size=(samples, classes))).astype(dtype)
+    z[::2] = np.where(np.arange(classes) == labels[::2, None], np.abs(z[::2]), -np.abs(z[::2]))
+    value, gradient = jax.jit(jax.value_and_grad(CrossEntropy().mean))(z, labels)
+    assert value.dtype == gradient.dtype == dtype
+    with mpmath.workdps(60):
+        total, slopes = mpmath.mpf(0), np.zeros((samples, classes))
+        for n, (row, label) in enumerate(zip(z, labels, strict=True)):
+            powers = [mpmath.exp(mpmath.mpf(float(x)) - mpmath.mpf(float(row[label]))) for x in row]
+            others = sum((p for j, p in enumerate(powers) if j != label), mpmath.mpf(0))
+            total += mpmath.log1p(others)
+            slopes[n] = [float((-others if j == label else p) / (1 + others) / samples) for j, p in enumerate(powers)]
+        expected = float(total / samples)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(float(value), expected, rtol=4 * eps * max(1.0, np.abs(z).max()), atol=0)
+    seen = np.abs(slopes) > 100 * float(np.finfo(dtype).tiny)  # what is smaller is flushed to zero
+    apart = np.abs(np.asarray(gradient, float) / np.where(seen, slopes, 1.0) - 1)[seen]
+    assert apart.size == 0 or apart.max() <= 20 * eps * max(1.0, np.abs(z).max())
+
+
+def test_mean_cross_entropy_of_enormous_losses():
+    """All samples wrong by more than a product of their odds could hold."""
+    z = np.full((500, 3), 400.0)
+    z[:, 0] = -300.0
+    for loss in (CrossEntropy().mean, jax.vmap(CrossEntropy())):
+        np.testing.assert_allclose(jax.jit(loss)(z, np.zeros(500, int)), 700 + np.log(2), rtol=1e-15)
+
+
 def test_refusals():
     for bad, shown in ((-0.1, "-0.1"), (np.nan, "nan"), (np.inf, "inf")):
         refused(lambda bad=bad: Unhinged(bad), "gamma of Unhinged", shown)

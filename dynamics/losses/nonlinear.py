@@ -1,5 +1,6 @@
 """Losses that are not linear in the logits."""
 
+import functools
 import math
 from typing import ClassVar
 
@@ -26,16 +27,12 @@ class CrossEntropy(Logistic):
         return top + jnp.log1p(excess)
 
     def mean(self, logits, labels):
-        """With one logarithm for many samples: of $(1 + a)(1 + b) = 1 + (a + b + ab)$, where nothing cancels as a, b >= 0."""
+        """With one logarithm for many samples."""
         tops, excess = jax.vmap(self._parts)(logits, labels)
         samples, classes = logits.shape
-        most = math.log2(float(jnp.finfo(logits.dtype).max)) / math.log2(max(classes, 2))  # as 1 + a is at most C
-        levels = min(math.ceil(math.log2(samples)), int(math.log2(most)))
-        excess = jnp.pad(excess, (0, -samples % 2**levels))  # by zeros, which change no product
-        for _ in range(levels):
-            a, b = jnp.split(excess, 2)
-            excess = a + b + a * b
-        return (jnp.sum(tops) + jnp.sum(jnp.log1p(excess))) / samples
+        most = math.log2(float(jnp.finfo(logits.dtype).max)) / math.log2(max(classes, 2))  # as 1 + excess is at most C
+        halvings = min(math.ceil(math.log2(samples)), int(math.log2(most)))
+        return (jnp.sum(tops) + _sum_of_log1p(excess, halvings)) / samples
 
     @staticmethod
     def _parts(logits, label):
@@ -53,6 +50,16 @@ class CrossEntropy(Logistic):
         others = jnp.arange(logits.shape[-1]) != label
         powers = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits)))
         return jnp.where(others, powers, -jnp.sum(jnp.where(others, powers, 0))) / jnp.sum(powers)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sum_of_log1p(x, halvings):
+    """Of numbers >= 0: $(1 + a)(1 + b) = 1 + (a + b + ab)$, where nothing cancels; 2^halvings numbers need one logarithm."""
+    x = jnp.pad(x, (0, -len(x) % 2**halvings))  # by zeros, which change no product
+    for _ in range(halvings):
+        a, b = jnp.split(x, 2)
+        x = a + b + a * b
+    return jnp.sum(jnp.log1p(x))
 
 
 class SquaredError(Loss):
