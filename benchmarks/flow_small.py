@@ -248,6 +248,7 @@ def observed(quick: bool = False, members: int | None = None) -> Contest:
         product(made, limit, GENERAL_LADDER, "general", observe=functions, judge=judge),
         fast,
         dealt(made, fast, functions, judge),
+        dealt(made, fast, functions, judge, reuse=True),
     ]
     meaning = "largest error over checked members, times and observables, relative to the observable's largest size in time"
     return Contest(racers, limit, meaning, made.facts(base.tolerance, observables=list(functions)))
