@@ -291,11 +291,12 @@ more parts than there are cores, and SCHEDULES fell from 5.2 to 3.3, GD-S in flo
 SHORT = """
 ## At the edge of a target
 
-FLOW-S-OBS read 9.1, 9.4, 10.1, 9.9 and 10.3 in five runs of the same code on one day; the table has the third. Measured on one
-core of the same machine: a step of sixteen members takes 58 microseconds, 37 of them for six right-hand sides, 14 for their
-combinations, 5 for the error and the norm; a member takes 16 steps at the tolerance that the gate asks for. Looking takes 16 for
-sixteen: 4 to interpolate, which is reading eight arrays from the second cache, 11 for the observables, 1 to write; and as members
-save at different steps, 50 times take 64 rounds. Together 133 microseconds a member, of which 70 are steps.
+FLOW-S-OBS read 9.1, 9.4, 10.1, 9.9 and 10.3 in five runs of the same code on one day; the table has the third. Measured on
+one core of the same machine: a step of sixteen members takes 58 microseconds, 37 of them for six right-hand sides, 14 for
+their combinations, 5 for the error and the norm; a member takes 16 steps at the tolerance that the gate asks for. Looking
+takes 16 for sixteen: 4 to interpolate, which is reading eight arrays from the second cache, 11 for the observables, 1 to
+write; and as members save at different steps, 50 times take 64 rounds. Together 133 microseconds a member, of which 70 are
+steps.
 """
 
 AGAIN = """
