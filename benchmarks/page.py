@@ -32,7 +32,7 @@ def text(result: dict[str, Any]) -> str:
         _accelerator(result),
         FLOOR,
         NO_HELP,
-        SHORT,
+        EDGE,
         _details(result),
         AGAIN,
     ]
@@ -288,7 +288,7 @@ threads of XLA as there are cores, `NPROC` in the environment, which is its own 
 more parts than there are cores, and SCHEDULES fell from 5.2 to 3.3, GD-S in float32 from 8.6 to 5.2.
 """
 
-SHORT = """
+EDGE = """
 ## At the edge of a target
 
 FLOW-S-OBS read 9.1, 9.4, 10.1, 9.9 and 10.3 in five runs of the same code on one day; the table has the third. Measured on
